@@ -43,7 +43,18 @@ def phase_of(positions: Tensor, frequencies: Tensor) -> Tensor:
     return phase if positions.dtype == torch.float64 else phase.float()
 
 
-class Rotary(nn.Module):
+class KeepsDtype(nn.Module):
+    """A module whose own tensors move between devices but never change dtype, under `.half()` or `bf16-true` alike."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(move, recurse)
+
+
+class Rotary(KeepsDtype):
     """Phases of positions, and the turn by them.
 
     F is kept unscaled. Fixed frequencies are a float64 buffer outside the state dict, so a checkpoint loads under any
@@ -145,13 +156,6 @@ class Rotary(nn.Module):
         """Queries, keys, … of equal positions, each (*b, h, n, d), turned by one phase."""
         turn = unit(self(positions))
         return tuple(rotate(x, turn) for x in tensors)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        def move(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
-        return super()._apply(move, recurse)
 
     def extra_repr(self) -> str:
         return f"head_dim={self.head_dim}, heads={self.heads}, pairs={self.pairs}, axes={self.axes}, {self.scaling}"

@@ -125,11 +125,11 @@ def _scaling(kind: str, values: Mapping[str, Any], longest: int | None) -> Scali
 
 def _yarn(values: Mapping[str, Any]) -> YaRN:
     factor, gain = float(values["factor"]), values.get("attention_factor")
-    scales = [values.get("mscale"), values.get("mscale_all_dim")]
-    if gain is None and all(scales):
-        above, below = (0.1 * float(s) * math.log(factor) + 1.0 if factor > 1 else 1.0 for s in scales)
+    scales = [float(values[key]) for key in ("mscale", "mscale_all_dim") if values.get(key) is not None]
+    if gain is None and len(scales) == 2:
+        above, below = (0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0 for scale in scales)
         gain = above / below
-    elif gain is None and any(s is not None for s in scales):
+    elif gain is None and scales:
         raise ValueError("rope_parameters: mscale and mscale_all_dim only act together; give both or neither")
     return YaRN(
         factor,

@@ -1,0 +1,99 @@
+"""The rope seat of a vision transformer: patch grid → one unit phase a block, built per block and kept by shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from rotary import Rotary, phase_of, unit
+from rotary.module import KeepsDtype
+from rotary.positions import grid
+
+
+class Positions(Protocol):
+    """Patch coordinates of a grid: (height · width, 2) columns (x, y)."""
+
+    def __call__(self, height: int, width: int, *, device: torch.device | None = None) -> Tensor: ...
+
+
+class PatchPhases(KeepsDtype):
+    """Unit phases (prefix + n, 1, h|1, r) of a patch grid for every block; prefix tokens stand at the origin, unturned.
+
+    Learnable frequencies of all blocks are one parameter `freqs` (2, blocks, h, r), as timm stores them. What a gradient
+    doesn't need is kept until the grid, the device or the frequencies change.
+
+    Args:
+        rotary: makes the `Rotary` of a block from `head_dim` and `heads`.
+        depth: blocks.
+        heads: attention heads of a block.
+        head_dim: channels of a head.
+        prefix: class and register tokens before the patches.
+        positions: coordinates of a grid.
+        augmentation: random map of the coordinates, used in training.
+    """
+
+    freqs: nn.Parameter | None
+
+    def __init__(
+        self,
+        rotary: Callable[..., Rotary],
+        *,
+        depth: int,
+        heads: int,
+        head_dim: int,
+        prefix: int,
+        positions: Positions = grid,
+        augmentation: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        first = rotary(head_dim=head_dim, heads=heads)
+        if first.axes != 2:
+            raise ValueError(f"an image has 2 axes, the rotary has {first.axes}")
+        self.depth, self.prefix, self.positions, self.augmentation = depth, prefix, positions, augmentation
+        self.logit_gain = first.logit_gain
+        self._kept: tuple[tuple[object, ...], list[Tensor]] | None = None
+        if isinstance(first.frequencies, nn.Parameter):
+            layers = [first] + [rotary(head_dim=head_dim, heads=heads) for _ in range(depth - 1)]
+            self.freqs = nn.Parameter(torch.stack([layer.frequencies.detach() for layer in layers]).permute(2, 0, 1, 3))
+            self.scaling = first.scaling
+        else:
+            self.freqs, self.rotary = None, first
+
+    def no_weight_decay(self) -> set[str]:
+        """timm's optimizer factories ask."""
+        return {"freqs"}
+
+    def get_embed(self, shape: tuple[int, int]) -> list[Tensor]:
+        """Unit phases of a (height, width) grid of patches, one tensor a block (timm's protocol)."""
+        augmented = self.training and self.augmentation is not None
+        learning = self.freqs is not None and self.freqs.requires_grad and torch.is_grad_enabled()
+        if augmented or learning or torch.compiler.is_compiling():
+            return self._build(shape)
+        key = (tuple(shape), *self._state())
+        if self._kept is None or self._kept[0] != key:
+            with torch.inference_mode(False), torch.no_grad():
+                self._kept = (key, self._build(shape))
+        return self._kept[1]
+
+    def _state(self) -> tuple[object, ...]:
+        tensor = self.freqs if self.freqs is not None else self.rotary.frequencies
+        return id(tensor), tensor.device, None if tensor.is_inference() else tensor._version
+
+    def _build(self, shape: tuple[int, int]) -> list[Tensor]:
+        height, width = shape
+        tensor = self.freqs if self.freqs is not None else self.rotary.frequencies
+        where = self.positions(height, width, device=tensor.device)
+        if self.training and self.augmentation is not None:
+            where = self.augmentation(where)
+        length = torch.tensor(max(height, width), device=tensor.device)
+        if self.freqs is None:
+            return [self._with_prefix(self.rotary(where, length))] * self.depth
+        layers = (self.scaling(layer.transpose(0, 1), length) for layer in self.freqs.unbind(1))  # (h, 2, r) each
+        return [self._with_prefix(phase_of(where, layer)) for layer in layers]
+
+    def _with_prefix(self, phase: Tensor) -> Tensor:
+        turned = unit(phase).permute(1, 0, 2).unsqueeze(1)  # (n, 1, h, r)
+        return torch.cat((turned.new_ones(self.prefix, *turned.shape[1:]), turned))
