@@ -1,0 +1,55 @@
+"""python evaluate.py task=imagenet ckpt=PATH …: one checkpoint at one point → one row of a table; sweep=… repeats it."""
+
+from __future__ import annotations
+
+import compat  # noqa: F401  isort: skip
+
+import sys
+
+import hydra
+import pytorch_lightning as pl
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from launch import one_line_errors, prepare, register_resolvers, with_overrides_of_checkpoint
+from models.convert import load_checkpoint
+from results import append_row
+from tasks.record import git_hash
+
+register_resolvers()
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="evaluate")
+@one_line_errors
+def main(cfg: DictConfig) -> None:
+    if cfg.ckpt is None:
+        raise ValueError("evaluate.py needs ckpt=PATH")
+    prepare(cfg)
+    pl.seed_everything(cfg.seed, workers=True)
+    datamodule: pl.LightningDataModule = instantiate(cfg.datamodule)
+    task: pl.LightningModule = instantiate(cfg.task)
+    load_checkpoint(task.model, cfg.ckpt)
+    size = cfg.resolution
+    task.model.set_input_size((size, size) if isinstance(size, int) else tuple(size))
+    trainer: pl.Trainer = instantiate(cfg.trainer, logger=False, enable_checkpointing=False)
+    run = trainer.test if cfg.split == "test" else trainer.validate
+    (metrics,) = run(task, datamodule=datamodule, verbose=False)
+    row = {
+        "model": cfg.label,
+        "resolution": str(size) if isinstance(size, int) else "x".join(str(side) for side in size),
+        "scaling": HydraConfig.get().runtime.choices.get("rotary/scaling", "none"),
+        **{name.split("/")[-1]: round(value, 6) for name, value in metrics.items()},
+        "split": cfg.split,
+        "trained_at": cfg.image_size,
+        "ckpt": cfg.ckpt,
+        "git": git_hash(),
+    }
+    if trainer.is_global_zero:
+        append_row(cfg.results, row)
+        print("  ".join(f"{key}={value}" for key, value in row.items()))
+
+
+if __name__ == "__main__":
+    with_overrides_of_checkpoint(sys.argv)
+    main()

@@ -1,0 +1,81 @@
+"""What `train.py` and `evaluate.py` share: resolvers for configs, one-line errors, and the path from config to objects."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+
+from tasks.record import recorded
+
+_EXPECTED = (ValueError, FileNotFoundError, FloatingPointError, NotADirectoryError, InstantiationException)
+
+
+def _longest(size: int | Sequence[int]) -> int:
+    return int(size) if isinstance(size, int) else max(int(side) for side in size)
+
+
+def extension(tested: int | Sequence[int], trained: int | Sequence[int]) -> float:
+    """How many times longer the tested extent is than the trained one, at least 1; sizes are numbers or (height, width)."""
+    return max(1.0, _longest(tested) / _longest(trained))
+
+
+def register_resolvers() -> None:
+    """`${extension:tested,trained}` and `${patches:size,patch}` in configs."""
+    OmegaConf.register_new_resolver("extension", extension, replace=True)
+    OmegaConf.register_new_resolver("patches", lambda size, patch: _longest(size) // int(patch), replace=True)
+
+
+def one_line_errors(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    """Ends a run on bad input with one line on stderr and exit code 2; ROTALITH_TRACEBACK=1 shows the whole trace."""
+
+    @wraps(main)
+    def guarded(cfg: DictConfig) -> Any:
+        try:
+            return main(cfg)
+        except _EXPECTED as error:
+            if os.environ.get("ROTALITH_TRACEBACK") == "1":
+                raise
+            cause: BaseException = error
+            where = ""
+            while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
+                where = next((line for line in str(cause).splitlines() if line.startswith("full_key")), where)
+                cause = cause.__cause__
+            message = " ".join(str(cause).split())
+            print(f"error: {message}" + (f" [{where}]" if where else ""), file=sys.stderr)
+            raise SystemExit(2) from None
+
+    return guarded
+
+
+def with_overrides_of_checkpoint(arguments: list[str]) -> None:
+    """Put the overrides that a checkpoint was trained with before the user's own, in place; the user's win key by key."""
+    given = dict(argument.split("=", 1) for argument in arguments[1:] if "=" in argument)
+    path = given.get("ckpt")
+    if path is None or not Path(path).is_file():
+        return
+    try:
+        overrides: list[str] = recorded(path)["overrides"]
+    except ValueError:
+        return
+    of_training = ("ckpt", "resume", "trainer", "callbacks", "loggers", "hydra")
+    kept = [
+        override
+        for override in overrides
+        if (key := override.lstrip("+~").split("=", 1)[0]) not in given and key.split(".")[0] not in of_training
+    ]
+    arguments[1:1] = kept
+
+
+def prepare(cfg: DictConfig) -> None:
+    """Threads and matmul precision, before anything is built."""
+    if cfg.threads is not None:
+        torch.set_num_threads(int(cfg.threads))
+    torch.set_float32_matmul_precision(cfg.matmul_precision)

@@ -1,0 +1,115 @@
+"""Rows of evaluation: appended to one CSV by any number of processes, printed as a table, drawn against the resolution."""
+
+from __future__ import annotations
+
+import csv
+import os
+import tempfile
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+
+def read_rows(path: str | Path) -> list[dict[str, str]]:
+    """All rows of a results file; none if it isn't there."""
+    path = Path(path)
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def append_row(path: str | Path, row: Mapping[str, Any]) -> None:
+    """Add a row under a lock; columns that are new join the header, and the file is replaced whole, never half."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        rows = [*read_rows(path), {key: str(value) for key, value in row.items()}]
+        columns = list(dict.fromkeys(key for each in rows for key in each))
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+        with os.fdopen(handle, "w", newline="") as file:
+            writer = csv.DictWriter(file, columns, restval="")
+            writer.writeheader()
+            writer.writerows(rows)
+        Path(temporary).chmod(0o644)
+        os.replace(temporary, path)
+
+
+def _pixels(resolution: str) -> float:
+    sides = [int(side) for side in resolution.split("x")]
+    product = 1
+    for side in sides:
+        product *= side
+    return product ** (1 / len(sides))
+
+
+def curves(rows: Sequence[Mapping[str, str]], metric: str) -> dict[tuple[str, str], dict[str, list[float]]]:
+    """(model, scaling) → resolution → values of all checkpoints, the last row of each checkpoint counting."""
+    latest = {(r["model"], r["scaling"], r["resolution"], r["ckpt"], r["split"]): r for r in rows if r.get(metric)}
+    found: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in latest.values():
+        found[row["model"], row["scaling"]][row["resolution"]].append(float(row[metric]))
+    return found
+
+
+def print_table(rows: Sequence[Mapping[str, str]], metric: str = "top1") -> None:
+    """Models and scalings down, resolutions across; means over checkpoints, in percent."""
+    lines = curves(rows, metric)
+    resolutions = sorted({r for line in lines.values() for r in line}, key=_pixels)
+    table = Table(title=f"{metric} (%) by test resolution")
+    for column in ("model", "scaling", *resolutions):
+        table.add_column(column, justify="left" if column in ("model", "scaling") else "right")
+    for (model, scaling), line in sorted(lines.items()):
+        cells = [f"{100 * sum(line[r]) / len(line[r]):.1f}" if r in line else "" for r in resolutions]
+        table.add_row(model, scaling, *cells)
+    Console(width=None if os.isatty(1) else 140).print(table)
+
+
+def draw(rows: Sequence[Mapping[str, str]], path: str | Path, metric: str = "top1") -> None:
+    """PNG of the metric against the test resolution, one line a model and scaling, the training resolution marked."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    styles = {"identity": "-", "interpolate": ":", "ntk": "--", "yarn": "-."}
+    lines = curves(rows, metric)
+    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    colours = {model: f"C{i}" for i, model in enumerate(sorted({model for model, _ in lines}))}
+    for (model, scaling), line in sorted(lines.items()):
+        order = sorted(line, key=_pixels)
+        x, runs = [_pixels(r) for r in order], [[100 * v for v in line[r]] for r in order]
+        mean = [sum(values) / len(values) for values in runs]
+        name = model if scaling in ("identity", "none") else f"{model}, {scaling}"
+        axes.plot(x, mean, styles.get(scaling, "-"), marker="o", markersize=3, color=colours[model], label=name)
+        if max(len(values) for values in runs) > 1:
+            axes.fill_between(x, [min(v) for v in runs], [max(v) for v in runs], color=colours[model], alpha=0.15)
+    for trained in {row["trained_at"] for row in rows if row.get("trained_at", "").isdigit()}:
+        axes.axvline(int(trained), color="0.6", linestyle="--", linewidth=1)
+        axes.annotate("training", (int(trained), axes.get_ylim()[0]), rotation=90, va="bottom", ha="right", color="0.4")
+    axes.set(xlabel="test resolution (pixels)", ylabel=f"{metric} (%)")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    path = Path(path)
+    figure.savefig(path.with_suffix(".partial.png"), dpi=150)
+    os.replace(path.with_suffix(".partial.png"), path)
+    pyplot.close(figure)
+
+
+class ResolutionFigure(Callback):
+    """After the last point of a sweep: the table, and `resolution.png` beside the results, of all rows in the file."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        path = Path(config.results)
+        rows = [row for row in read_rows(path) if row.get("top1")]
+        if rows:
+            print_table(rows)
+            draw(rows, path.parent / "resolution.png")
+            print(f"results: {path}\nfigure: {path.parent / 'resolution.png'}")

@@ -1,0 +1,105 @@
+"""`Task`: what every training shares. A task adds two methods, `loss` and `measure`; the model stays a plain module."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Generic, TypeVar
+
+import pytorch_lightning as pl
+import torch
+from timm.optim import param_groups_weight_decay
+from torch import Tensor, nn
+
+from tasks.schedules import Schedule
+
+Batch = TypeVar("Batch")
+
+
+class Task(pl.LightningModule, Generic[Batch]):
+    """Loss, schedule, logging and the guard against NaN, around a model.
+
+    Args:
+        model: the network; its `no_weight_decay()` names parameters spared from decay, beside biases and 1D ones.
+        optimizer: makes the optimizer from parameter groups.
+        weight_decay: of the decayed group.
+        schedule: learning rate over the run; None keeps it constant.
+        compile: run the model through torch.compile, in place, so that checkpoints don't notice.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Callable[[Iterable[Mapping[str, Any]]], torch.optim.Optimizer],
+        *,
+        weight_decay: float = 0.0,
+        schedule: Schedule | None = None,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.make_optimizer, self.weight_decay, self.schedule = optimizer, weight_decay, schedule
+        if compile:
+            model.compile()
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Named parts of the loss of a batch, scalars; their sum is minimised."""
+
+    @abstractmethod
+    def measure(self, batch: Batch) -> Mapping[str, Any]:
+        """Update the metrics with a held-out batch and return those to log."""
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        parts = self.loss(batch)
+        total = torch.stack(list(parts.values())).sum()
+        if not torch.isfinite(total):
+            values = ", ".join(f"{name}={float(part)}" for name, part in parts.items())
+            raise FloatingPointError(
+                f"loss is {float(total)} ({values}) at epoch {self.current_epoch}, step {self.global_step}: stopped before "
+                "it reached the weights; lower task.optimizer.lr, or train in trainer.precision=32-true"
+            )
+        self.log_dict({f"train/{name}": part for name, part in parts.items()}, prog_bar=True)
+        return total
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        self.log_dict({f"val/{k}": v for k, v in self.measure(batch).items()}, on_epoch=True, prog_bar=True, sync_dist=True)
+
+    def test_step(self, batch: Batch, index: int) -> None:
+        self.log_dict({f"test/{k}": v for k, v in self.measure(batch).items()}, on_epoch=True, sync_dist=True)
+
+    def configure_model(self) -> None:
+        """Shard block by block under FSDP2; other strategies need nothing."""
+        mesh = self.device_mesh
+        if mesh is None:
+            return
+        from torch.distributed.fsdp import fully_shard
+
+        for block in self.blocks():
+            fully_shard(block, mesh=mesh["data_parallel"])
+        fully_shard(self.model, mesh=mesh["data_parallel"])
+
+    def blocks(self) -> list[nn.Module]:
+        """The repeated parts of the model, each gathered alone under FSDP2: members of its module lists."""
+        lists = [module for module in self.model.modules() if isinstance(module, nn.ModuleList)]
+        return [block for group in lists for block in group if any(True for _ in block.parameters())]
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Two groups, decayed and spared. Frequencies, absolute embeddings and class tokens are spared by name."""
+        spared = getattr(self.model, "no_weight_decay", set)()
+        return param_groups_weight_decay(self.model, self.weight_decay, no_weight_decay_list=tuple(spared))
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer(self.parameter_groups())
+        if self.schedule is None:
+            return optimizer
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = self.schedule(optimizer, epochs=self.trainer.max_epochs or 1, steps=steps)
+        interval = "epoch" if self.schedule.by_epoch else "step"
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        if self.schedule is not None and self.schedule.by_epoch:
+            scheduler.step(self.current_epoch + 1)
+        else:
+            scheduler.step_update(self.global_step)

@@ -1,0 +1,37 @@
+"""An exponential moving average of the weights, stored beside them in every checkpoint, never used in training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+from timm.utils import ModelEmaV3
+
+
+class StoredAverage(pl.Callback):
+    """Keeps timm's `ModelEmaV3` of the model; checkpoints carry it under `average` (RoPE-ViT stores it, decay 0.99996)."""
+
+    def __init__(self, decay: float) -> None:
+        if not 0.0 < decay < 1.0:
+            raise ValueError(f"StoredAverage: decay must lie in (0, 1), got {decay}")
+        self.decay = decay
+        self.average: ModelEmaV3 | None = None
+        self._resumed: dict[str, Any] | None = None
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.average = ModelEmaV3(pl_module.model, decay=self.decay)  # type: ignore[arg-type]
+        if self._resumed is not None:
+            self.average.module.load_state_dict(self._resumed)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.average is not None:
+            self.average.update(pl_module.model)  # type: ignore[arg-type]
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self.average is not None:
+            checkpoint["average"] = self.average.module.state_dict()
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._resumed = checkpoint.get("average")

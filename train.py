@@ -1,0 +1,49 @@
+"""python train.py task=imagenet …: compose → instantiate → fit."""
+
+from __future__ import annotations
+
+import compat  # noqa: F401  isort: skip
+
+from pathlib import Path
+
+import hydra
+import pytorch_lightning as pl
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from launch import one_line_errors, prepare, register_resolvers
+from tasks.record import Record, recorded
+
+register_resolvers()
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="train")
+@one_line_errors
+def main(cfg: DictConfig) -> None:
+    if cfg.resume and cfg.ckpt is None:
+        raise ValueError("resume=true needs ckpt=PATH")
+    if cfg.ckpt is not None:
+        recorded(cfg.ckpt)
+    prepare(cfg)
+    pl.seed_everything(cfg.seed, workers=True)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+
+    datamodule: pl.LightningDataModule = instantiate(cfg.datamodule)
+    datamodule.prepare_data()
+    task: pl.LightningModule = instantiate(cfg.task)
+    if cfg.ckpt is not None and not cfg.resume:
+        from models.convert import load_checkpoint
+
+        load_checkpoint(task.model, cfg.ckpt, resize=True)
+    record = Record(folder, OmegaConf.to_container(cfg, resolve=True), HydraConfig.get().overrides.task)  # type: ignore[arg-type]
+    callbacks = [*instantiate(cfg.callbacks).values(), record]
+    loggers = [logger for logger in instantiate(cfg.loggers).values() if logger is not None]
+    trainer: pl.Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers)
+    trainer.fit(task, datamodule=datamodule, ckpt_path=cfg.ckpt if cfg.resume else None, weights_only=True)
+    if trainer.is_global_zero:
+        print(f"run folder: {folder}")
+
+
+if __name__ == "__main__":
+    main()
