@@ -5,6 +5,7 @@ from __future__ import annotations
 import compat  # noqa: F401  isort: skip
 
 import sys
+from typing import Any, cast
 
 import hydra
 import pytorch_lightning as pl
@@ -15,6 +16,7 @@ from omegaconf import DictConfig
 from launch import one_line_errors, prepare, register_resolvers, with_overrides_of_checkpoint
 from models.convert import load_checkpoint
 from results import append_row
+from tasks.base import Task
 from tasks.record import git_hash
 
 register_resolvers()
@@ -28,10 +30,10 @@ def main(cfg: DictConfig) -> None:
     prepare(cfg)
     pl.seed_everything(cfg.seed, workers=True)
     datamodule: pl.LightningDataModule = instantiate(cfg.datamodule)
-    task: pl.LightningModule = instantiate(cfg.task)
+    task: Task = instantiate(cfg.task)
     load_checkpoint(task.model, cfg.ckpt)
-    size = cfg.resolution
-    task.model.set_input_size((size, size) if isinstance(size, int) else tuple(size))
+    size, model = cfg.resolution, task.model
+    cast(Any, model).set_input_size((size, size) if isinstance(size, int) else tuple(size))
     trainer: pl.Trainer = instantiate(cfg.trainer, logger=False, enable_checkpointing=False)
     run = trainer.test if cfg.split == "test" else trainer.validate
     (metrics,) = run(task, datamodule=datamodule, verbose=False)

@@ -13,6 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from launch import one_line_errors, prepare, register_resolvers
+from tasks.base import Task
 from tasks.record import Record, recorded
 
 register_resolvers()
@@ -31,7 +32,7 @@ def main(cfg: DictConfig) -> None:
 
     datamodule: pl.LightningDataModule = instantiate(cfg.datamodule)
     datamodule.prepare_data()
-    task: pl.LightningModule = instantiate(cfg.task)
+    task: Task = instantiate(cfg.task)
     if cfg.ckpt is not None and not cfg.resume:
         from models.convert import load_checkpoint
 

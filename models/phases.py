@@ -54,7 +54,7 @@ class PatchPhases(KeepsDtype):
             raise ValueError(f"an image has 2 axes, the rotary has {first.axes}")
         self.depth, self.prefix, self.positions, self.augmentation = depth, prefix, positions, augmentation
         self.logit_gain = first.logit_gain
-        self._kept: tuple[tuple[object, ...], list[Tensor]] | None = None
+        self._kept: tuple[tuple[object, ...], list[Tensor], Tensor] | None = None
         if isinstance(first.frequencies, nn.Parameter):
             layers = [first] + [rotary(head_dim=head_dim, heads=heads) for _ in range(depth - 1)]
             self.freqs = nn.Parameter(torch.stack([layer.frequencies.detach() for layer in layers]).permute(2, 0, 1, 3))
@@ -69,31 +69,33 @@ class PatchPhases(KeepsDtype):
     def get_embed(self, shape: tuple[int, int]) -> list[Tensor]:
         """Unit phases of a (height, width) grid of patches, one tensor a block (timm's protocol)."""
         augmented = self.training and self.augmentation is not None
-        learning = self.freqs is not None and self.freqs.requires_grad and torch.is_grad_enabled()
-        if augmented or learning or torch.compiler.is_compiling():
+        learning = self.freqs is not None and self.freqs.requires_grad and (self.training or torch.is_grad_enabled())
+        if learning:
+            self._kept = None  # an optimiser may step next, and fused ones leave `_version` as it was
+        tensor = self._frequencies()
+        if augmented or learning or torch.compiler.is_compiling() or tensor.is_inference():
             return self._build(shape)
-        key = (tuple(shape), *self._state())
+        key = (tuple(shape), tensor.device, tensor.data_ptr(), tensor._version)
         if self._kept is None or self._kept[0] != key:
             with torch.inference_mode(False), torch.no_grad():
-                self._kept = (key, self._build(shape))
+                # the alias keeps the memory taken, so that no other tensor can come to answer to this key
+                self._kept = (key, self._build(shape), tensor.detach())
         return self._kept[1]
 
-    def _state(self) -> tuple[object, ...]:
-        tensor = self.freqs if self.freqs is not None else self.rotary.frequencies
-        return id(tensor), tensor.device, None if tensor.is_inference() else tensor._version
+    def _frequencies(self) -> Tensor:
+        return self.rotary.frequencies if self.freqs is None else self.freqs
 
     def _build(self, shape: tuple[int, int]) -> list[Tensor]:
         height, width = shape
-        tensor = self.freqs if self.freqs is not None else self.rotary.frequencies
-        where = self.positions(height, width, device=tensor.device)
+        where = self.positions(height, width, device=self._frequencies().device)
         if self.training and self.augmentation is not None:
             where = self.augmentation(where)
-        length = torch.tensor(max(height, width), device=tensor.device)
+        length = torch.tensor(max(height, width), device=where.device)
         if self.freqs is None:
             return [self._with_prefix(self.rotary(where, length))] * self.depth
         layers = (self.scaling(layer.transpose(0, 1), length) for layer in self.freqs.unbind(1))  # (h, 2, r) each
         return [self._with_prefix(phase_of(where, layer)) for layer in layers]
 
     def _with_prefix(self, phase: Tensor) -> Tensor:
-        turned = unit(phase).permute(1, 0, 2).unsqueeze(1)  # (n, 1, h, r)
-        return torch.cat((turned.new_ones(self.prefix, *turned.shape[1:]), turned))
+        phase = torch.nn.functional.pad(phase, (0, 0, self.prefix, 0))  # (h, prefix + n, r)
+        return unit(phase.transpose(0, 1).unsqueeze(1).contiguous())

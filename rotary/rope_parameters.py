@@ -111,16 +111,21 @@ def _scaling(kind: str, values: Mapping[str, Any], longest: int | None) -> Scali
             return _yarn(values)
         case "longrope":
             original = int(values["original_max_position_embeddings"])
-            factor = values.get("factor") or extent("max_position_embeddings") / original
+            factor = values.get("factor")
+            factor = extent("max_position_embeddings") / original if factor is None else factor
             short, long = tuple(values["short_factor"]), tuple(values["long_factor"])
             return LongRoPE(short, long, original, float(factor), values.get("attention_factor"))
         case "llama3":
             original = int(values["original_max_position_embeddings"])
             return Llama3(float(values["factor"]), original, values["low_freq_factor"], values["high_freq_factor"])
         case "proportional":
-            return Truncate(float(values["partial_rotary_factor"]), float(values.get("factor") or 1.0))
+            return Truncate(float(values["partial_rotary_factor"]), _given(values, "factor", 1.0))
         case _:
             return Identity()
+
+
+def _given(values: Mapping[str, Any], key: str, default: float) -> float:
+    return default if values.get(key) is None else float(values[key])  # zero is given
 
 
 def _yarn(values: Mapping[str, Any]) -> YaRN:
@@ -134,8 +139,8 @@ def _yarn(values: Mapping[str, Any]) -> YaRN:
     return YaRN(
         factor,
         int(values["original_max_position_embeddings"]),
-        fast=float(values.get("beta_fast") or 32.0),
-        slow=float(values.get("beta_slow") or 1.0),
+        fast=_given(values, "beta_fast", 32.0),
+        slow=_given(values, "beta_slow", 1.0),
         truncate=bool(values.get("truncate", True)),
         gain=gain,
     )

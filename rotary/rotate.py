@@ -11,13 +11,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+_HALF = (torch.float16, torch.bfloat16)
+
 
 def unit(phase: Tensor) -> Tensor:
-    """e^{iφ} of a real phase, (…, r) radians → (…, r) complex64 (complex128 for float64); a complex phase is returned."""
-    if phase.is_complex():
+    """e^{iφ} of a real phase, (…, r) radians → (…, r) complex64 (complex128 for float64); a complex phase is returned.
+
+    Under `torch.compile` radians stay radians: Inductor reuses the memory behind a complex view while it is still read.
+    """
+    if phase.is_complex() or torch.compiler.is_compiling():
         return phase
-    if torch.compiler.is_compiling():
-        return torch.view_as_complex(torch.stack((phase.cos(), phase.sin()), dim=-1))
     return torch.polar(torch.ones_like(phase), phase)
 
 
@@ -51,7 +54,8 @@ def rotate(x: Tensor, phase: Tensor) -> Tensor:
 
     In eager mode a pair is one complex number, so the turn is one product that reads and writes x once; half precision
     is widened for that product and narrowed once. Under `torch.compile` the CPU keeps this product behind one operator,
-    since Inductor generates no complex code, and other devices fuse the definition into one kernel.
+    since Inductor generates no complex code, and other devices fuse the definition into one kernel; a phase that is to be
+    learned must then be given in radians.
 
     Args:
         x: (*b, h, n, d), any floating dtype, which is kept. Any axes may stand before the last, as long as the phase
@@ -62,30 +66,29 @@ def rotate(x: Tensor, phase: Tensor) -> Tensor:
         ValueError: the phase has more pairs than x has, or doesn't broadcast to x.
         TypeError: the phase is in half precision, where angles lose their meaning (arXiv 2411.13476).
     """
-    if torch.compiler.is_compiling():
-        if x.device.type != "cpu":
-            return rotate_reference(x, phase)
-        _check(x, phase)
-        return _whole(x, phase, torch.ops.rotary.turn)
     _check(x, phase)
-    return _whole(x, phase, _turn)
+    if not torch.compiler.is_compiling():
+        return _whole(x, phase, _turn)
+    if x.device.type != "cpu":
+        return rotate_reference(x, phase)
+    return _whole(x, phase, _forwards)
 
 
 def _check(x: Tensor, phase: Tensor) -> None:
-    if phase.dtype in (torch.float16, torch.bfloat16):
+    if phase.dtype in _HALF:
         raise TypeError(f"rotate: phase is {phase.dtype}; angles need float32 or float64")
-    if 2 * phase.shape[-1] > x.shape[-1]:
-        raise ValueError(f"rotate: phase has {phase.shape[-1]} pairs, x has only {x.shape[-1]} channels")
-    lead, own = x.shape[:-1], phase.shape[:-1]
-    if len(own) > len(lead) or any(a != 1 and a != b for a, b in zip(reversed(own), reversed(lead), strict=False)):
-        raise ValueError(
-            f"rotate: phase of shape {tuple(phase.shape)} doesn't broadcast to x of shape {tuple(x.shape)}"
-        )
+    lead, own = x.shape, phase.shape
+    if 2 * own[-1] > lead[-1]:
+        raise ValueError(f"rotate: phase has {own[-1]} pairs, x has only {lead[-1]} channels")
+    broadcasts = len(own) <= len(lead)
+    for axis in range(2, len(own) + 1 if broadcasts else 0):
+        broadcasts = broadcasts and (own[-axis] == lead[-axis] or own[-axis] == 1)
+    if not broadcasts:
+        raise ValueError(f"rotate: phase of shape {tuple(own)} doesn't broadcast to x of shape {tuple(lead)}")
 
 
 def _whole(x: Tensor, phase: Tensor, turn: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     rotated = 2 * phase.shape[-1]
-    phase = unit(phase)
     if rotated == x.shape[-1]:
         return turn(x, phase)
     return torch.cat((turn(x[..., :rotated], phase), x[..., rotated:]), dim=-1)
@@ -93,41 +96,70 @@ def _whole(x: Tensor, phase: Tensor, turn: Callable[[Tensor, Tensor], Tensor]) -
 
 def _complex(x: Tensor) -> Tensor:
     pairs = x.unflatten(-1, (-1, 2))
-    if pairs.stride(-1) != 1 or any(stride % 2 for stride in pairs.stride()[:-1]) or x.storage_offset() % 2:
-        pairs = pairs.contiguous()
+    aligned = x.storage_offset() % 2 == 0
+    if not (aligned and (x.is_contiguous() or _even(pairs.stride()))):
+        pairs = pairs.clone(memory_format=torch.contiguous_format)  # contiguous() keeps an odd offset
     return torch.view_as_complex(pairs)
 
 
+def _even(strides: tuple[int, ...]) -> bool:
+    return strides[-1] == 1 and all(stride % 2 == 0 for stride in strides[:-1])
+
+
 def _turn(x: Tensor, phase: Tensor) -> Tensor:
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    phase = phase.to(torch.complex128 if wide.dtype == torch.float64 else torch.complex64)
-    return torch.view_as_real(_complex(wide) * phase).flatten(-2).to(x.dtype)
+    phase = phase if phase.is_complex() else unit(phase)
+    wide = x.float() if x.dtype in _HALF else x
+    narrow = torch.complex128 if wide.dtype is torch.float64 else torch.complex64
+    if phase.dtype is not narrow:
+        phase = phase.to(narrow)
+    turned = torch.view_as_real(_complex(wide) * phase).flatten(-2)
+    return turned if wide is x else turned.to(x.dtype)
 
 
-@torch.library.custom_op("rotary::turn", mutates_args=(), device_types="cpu")
-def _turn_operator(x: Tensor, phase: Tensor) -> Tensor:
+# Defined below `torch.library.custom_op`, whose wrappers cost as much as a small rotation.
+_LIBRARY = torch.library.Library("rotary", "FRAGMENT")
+_LIBRARY.define("turn(Tensor x, Tensor phase, bool back) -> Tensor")
+
+
+@torch.library.impl(_LIBRARY, "turn", "CPU")
+def _turn_operator(x: Tensor, phase: Tensor, back: bool) -> Tensor:
+    phase = phase if phase.is_complex() else unit(phase)
+    phase = phase.conj() if back else phase
+    if x.dtype in _HALF:  # the wide copy is this operator's own, so it may be turned in place
+        wide = _complex(x.to(torch.float32, memory_format=torch.contiguous_format)).mul_(phase.to(torch.complex64))
+        return torch.view_as_real(wide).flatten(-2).to(x.dtype)
     return _turn(x, phase).contiguous()
 
 
-@_turn_operator.register_fake
-def _(x: Tensor, phase: Tensor) -> Tensor:
+@torch.library.register_fake("rotary::turn", lib=_LIBRARY)
+def _(x: Tensor, phase: Tensor, back: bool) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
+def _forwards(x: Tensor, phase: Tensor) -> Tensor:
+    return torch.ops.rotary.turn(x, phase, False)
+
+
 def _save(ctx, inputs, output) -> None:  # noqa: ANN001 - torch's own calling convention
-    x, phase = inputs
+    x, phase, ctx.back = inputs
+    if ctx.needs_input_grad[1] and phase.is_complex():
+        raise NotImplementedError(
+            "rotate: under torch.compile a phase that needs a gradient must be radians, not units"
+        )
     ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, phase)
 
 
-def _backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:  # noqa: ANN001
+def _backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # noqa: ANN001
     x, phase = ctx.saved_tensors
-    to_x = torch.ops.rotary.turn(gradient, phase.conj().resolve_conj()) if ctx.needs_input_grad[0] else None
+    to_x = torch.ops.rotary.turn(gradient, phase, not ctx.back) if ctx.needs_input_grad[0] else None
     to_phase = None
     if ctx.needs_input_grad[1]:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        product = _complex(gradient.to(wide)) * _complex(x.to(wide)).conj()
-        to_phase = product.sum_to_size(phase.shape).to(phase.dtype)
-    return to_x, to_phase
+        sign = -1.0 if ctx.back else 1.0
+        turned = rotate_reference(x.to(torch.promote_types(x.dtype, torch.float32)), sign * phase)
+        across = torch.stack((-turned[..., 1::2], turned[..., 0::2]), dim=-1)  # ∂ turned / ∂ φ, pair by pair
+        slopes = (gradient.unflatten(-1, (-1, 2)).to(phase.dtype) * across.to(phase.dtype)).sum(-1)
+        to_phase = sign * slopes.sum_to_size(phase.shape)
+    return to_x, to_phase, None
 
 
-_turn_operator.register_autograd(_backward, setup_context=_save)
+torch.library.register_autograd("rotary::turn", _backward, setup_context=_save, lib=_LIBRARY)

@@ -225,11 +225,12 @@ class LongRoPE:
 
 def _keep(frequencies: Tensor, fraction: float, fastest: bool) -> Tensor:
     speed = _speed(frequencies)
-    count = int(fraction * frequencies.shape[-1])
-    if count == 0:
-        return torch.zeros_like(frequencies)
-    limit = speed.topk(count, dim=-1, largest=fastest).values[..., -1:]
-    return torch.where(speed >= limit if fastest else speed <= limit, frequencies, 0.0)
+    moving = speed > 0
+    count = (fraction * moving.sum(-1, keepdim=True).double()).floor().long()  # (h, 1, 1), of the pairs that turn
+    order = torch.where(moving, speed, -math.inf if fastest else math.inf).sort(dim=-1, descending=fastest).values
+    limit = order.gather(-1, (count - 1).clamp(min=0))
+    kept = speed >= limit * (1 - 1e-6) if fastest else speed <= limit * (1 + 1e-6)  # equal speeds stay together
+    return torch.where(kept & (count > 0), frequencies, 0.0)
 
 
 @dataclass(frozen=True)

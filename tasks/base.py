@@ -63,7 +63,9 @@ class Task(pl.LightningModule, Generic[Batch]):
         return total
 
     def validation_step(self, batch: Batch, index: int) -> None:
-        self.log_dict({f"val/{k}": v for k, v in self.measure(batch).items()}, on_epoch=True, prog_bar=True, sync_dist=True)
+        self.log_dict(
+            {f"val/{k}": v for k, v in self.measure(batch).items()}, on_epoch=True, prog_bar=True, sync_dist=True
+        )
 
     def test_step(self, batch: Batch, index: int) -> None:
         self.log_dict({f"test/{k}": v for k, v in self.measure(batch).items()}, on_epoch=True, sync_dist=True)
@@ -86,7 +88,7 @@ class Task(pl.LightningModule, Generic[Batch]):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Two groups, decayed and spared. Frequencies, absolute embeddings and class tokens are spared by name."""
-        spared = getattr(self.model, "no_weight_decay", set)()
+        spared: set[str] = getattr(self.model, "no_weight_decay", set)()
         return param_groups_weight_decay(self.model, self.weight_decay, no_weight_decay_list=tuple(spared))
 
     def configure_optimizers(self) -> Any:

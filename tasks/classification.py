@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics.classification import MulticlassAccuracy
@@ -54,7 +53,9 @@ class Classification(Task[ImageBatch]):
     ) -> None:
         answers = getattr(model, "num_classes", num_classes)
         if answers != num_classes:
-            raise ValueError(f"the model answers with {answers} classes, the data has {num_classes}: set model.num_classes")
+            raise ValueError(
+                f"the model answers with {answers} classes, the data has {num_classes}: set model.num_classes"
+            )
         super().__init__(model, *args, **others)
         self.criterion = criterion
         self.top1 = MulticlassAccuracy(num_classes, top_k=1, average="micro")
@@ -72,4 +73,3 @@ class Classification(Task[ImageBatch]):
         self.top5(logits, batch.targets)
         loss = functional.cross_entropy(logits, batch.targets)
         return {"loss": loss, "top1": self.top1, "top5": self.top5}
-

@@ -19,7 +19,7 @@ class StoredAverage(pl.Callback):
         self._resumed: dict[str, Any] | None = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.average = ModelEmaV3(pl_module.model, decay=self.decay)  # type: ignore[arg-type]
+        self.average = ModelEmaV3(pl_module.model, decay=self.decay)
         if self._resumed is not None:
             self.average.module.load_state_dict(self._resumed)
 
@@ -27,11 +27,15 @@ class StoredAverage(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self.average is not None:
-            self.average.update(pl_module.model)  # type: ignore[arg-type]
+            self.average.update(pl_module.model)
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         if self.average is not None:
             checkpoint["average"] = self.average.module.state_dict()
 
-    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         self._resumed = checkpoint.get("average")

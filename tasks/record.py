@@ -52,7 +52,9 @@ class Record(pl.Callback):
             for name in ("config", "versions"):
                 (self.folder / f"{name}.yaml").write_text(yaml.safe_dump(self.content[name], sort_keys=False))
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         checkpoint["run"] = self.content
 
 

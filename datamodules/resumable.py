@@ -1,0 +1,68 @@
+"""A DataLoader that goes on inside an interrupted epoch: the batches already trained on are skipped unread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
+
+
+class _Skipping(Sampler[list[int]]):
+    def __init__(self, sampler: Sampler[int], batch_size: int, drop_last: bool) -> None:
+        self.sampler = sampler  # Lightning calls its set_epoch
+        self.batches = BatchSampler(sampler, batch_size, drop_last)
+        self.skip = 0
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        skip, self.skip = self.skip, 0
+        return islice(iter(self.batches), skip, None)
+
+
+class ResumableLoader(DataLoader[Any]):
+    """Batches of a dataset with indices; Lightning saves and restores how many the epoch has given.
+
+    The order must follow from the epoch alone, as with `DistributedSampler`; random augmentation goes on from the
+    generator's state, so a resumed epoch sees the same images in the same order, cut differently.
+
+    Args:
+        dataset: with `__getitem__`.
+        sampler: indices of an epoch.
+        batch_size: images a batch.
+        collate_fn: items → batch.
+        drop_last: leave out an incomplete last batch.
+        others: of `DataLoader`.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        sampler: Sampler[int],
+        batch_size: int,
+        *,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        drop_last: bool = False,
+        **others: Any,
+    ) -> None:
+        self._skipping = _Skipping(sampler, batch_size, drop_last)
+        self._given = 0
+        super().__init__(dataset, batch_sampler=self._skipping, collate_fn=collate_fn, **others)
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        self._given = self._skipping.skip
+        for batch in super().__iter__():
+            self._given += 1
+            yield batch
+        self._given = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Batches given in the epoch under way."""
+        return {"batches": self._given}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Skip that many at the start of the next epoch."""
+        self._skipping.skip = state["batches"]
