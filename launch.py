@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
@@ -75,7 +77,10 @@ def with_overrides_of_checkpoint(arguments: list[str]) -> None:
 
 
 def prepare(cfg: DictConfig) -> None:
-    """Threads and matmul precision, before anything is built."""
+    """Threads, matmul precision and the noise of libraries, before anything is built."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*", module="pytorch_lightning")
+    warnings.filterwarnings("ignore", message=".*pin_memory.*no accelerator")
     if cfg.threads is not None:
         torch.set_num_threads(int(cfg.threads))
     torch.set_float32_matmul_precision(cfg.matmul_precision)

@@ -10,7 +10,7 @@ class ImageBatch(NamedTuple):
 
     Attributes:
         images: normalised colour images, float32, shape (B, 3, H, W).
-        targets: class indices, int64, shape (B,).
+        targets: class indices, int64, shape (B,); or class weights, float32, shape (B, classes), where images are mixed.
     """
 
     images: Tensor

@@ -18,6 +18,7 @@ from datamodules.image_folder import FolderImages
 from datamodules.image_shards import INDEX_NAME, ShardImages, write_index
 from datamodules.labelled_images import CorruptBudget, ImageSource, LabelledImages
 from datamodules.mixing import Mixing, collate
+from datamodules.resumable import ResumableLoader
 
 
 class ImageNet(pl.LightningDataModule):
@@ -153,10 +154,10 @@ class ImageNet(pl.LightningDataModule):
                 f"batch_size={self.batch_size} is more than the {len(sampler)} images an epoch gives each of "
                 f"{world} ranks; lower it, or use fewer ranks"
             )
-        return DataLoader(
+        return ResumableLoader(
             self.train_images,
-            batch_size=self.batch_size,
-            sampler=sampler,
+            sampler,
+            self.batch_size,
             drop_last=True,
             collate_fn=self.train_collate,
             # The workers' seeds come from here: with the same seed on every rank, each still augments differently.

@@ -57,7 +57,8 @@ class PatchPhases(KeepsDtype):
         self._kept: tuple[tuple[object, ...], list[Tensor], Tensor] | None = None
         if isinstance(first.frequencies, nn.Parameter):
             layers = [first] + [rotary(head_dim=head_dim, heads=heads) for _ in range(depth - 1)]
-            self.freqs = nn.Parameter(torch.stack([layer.frequencies.detach() for layer in layers]).permute(2, 0, 1, 3))
+            stacked = torch.stack([layer.frequencies.detach() for layer in layers])  # (blocks, h, 2, r)
+            self.freqs = nn.Parameter(stacked.permute(2, 0, 1, 3).contiguous())
             self.scaling = first.scaling
         else:
             self.freqs, self.rotary = None, first

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 _HALF = (torch.float16, torch.bfloat16)
+_SLICE = 2**18  # channels: 1 MiB of float32
 
 
 def unit(phase: Tensor) -> Tensor:
@@ -124,11 +125,25 @@ _LIBRARY.define("turn(Tensor x, Tensor phase, bool back) -> Tensor")
 @torch.library.impl(_LIBRARY, "turn", "CPU")
 def _turn_operator(x: Tensor, phase: Tensor, back: bool) -> Tensor:
     phase = phase if phase.is_complex() else unit(phase)
-    phase = phase.conj() if back else phase
-    if x.dtype in _HALF:  # the wide copy is this operator's own, so it may be turned in place
-        wide = _complex(x.to(torch.float32, memory_format=torch.contiguous_format)).mul_(phase.to(torch.complex64))
-        return torch.view_as_real(wide).flatten(-2).to(x.dtype)
-    return _turn(x, phase).contiguous()
+    phase = phase.conj_physical() if back else phase  # AOTAutograd's runtime has lost a lazy conjugate here
+    if x.dtype not in _HALF:
+        return _turn(x, phase).contiguous()
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    _turn_slices(x, phase.to(torch.complex64).expand(*x.shape[:-1], -1), out)
+    return out
+
+
+def _turn_slices(x: Tensor, phase: Tensor, out: Tensor) -> None:
+    """Half precision, by slices whose wide copy stays in cache: half the time of turning the whole at once."""
+    if x.ndim > 1 and x.numel() > _SLICE:
+        rows = _SLICE * len(x) // x.numel()  # of the first axis, that fit
+        parts = (x.split(rows), phase.split(rows), out.split(rows)) if rows else (x, phase, out)
+        for part in zip(*parts, strict=True):
+            _turn_slices(*part)
+        return
+    wide = x.to(torch.float32, memory_format=torch.contiguous_format)  # this function's own, so turned in place
+    _complex(wide).mul_(phase)
+    out.copy_(wide)
 
 
 @torch.library.register_fake("rotary::turn", lib=_LIBRARY)

@@ -98,8 +98,11 @@ def test_phase_travels_as_radians_or_as_unit_numbers():
 
 def test_learned_unit_numbers_are_refused_not_miscompiled():
     turn = unit(torch.randn(7, 4)).requires_grad_()
+    x = torch.randn(2, 3, 7, 8)
     with pytest.raises(NotImplementedError, match="must be radians"):
-        torch.compile(rotate, backend="aot_eager")(torch.randn(2, 3, 7, 8), turn)
+        torch.ops.rotary.turn(x, turn, False)
+    with pytest.raises(Exception, match="must be radians"):  # dynamo wraps it in a type of its own
+        torch.compile(rotate, backend="aot_eager", fullgraph=True)(x, turn)
 
 
 def test_compiled_errors_are_the_eager_ones():

@@ -230,6 +230,14 @@ def test_the_operator_of_the_compiled_path_is_the_eager_one(dtype):
     assert torch.equal(torch.ops.rotary.turn(x, unit(phase), False), results[0][0])
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 700, 128), (1, 1, 5000, 64), (3, 1, 2, 90000), (300000,)])
+def test_the_operator_turns_large_half_tensors_slice_by_slice(shape):
+    """Shapes on either side of a slice's size, split at any axis."""
+    x = torch.randn(shape).bfloat16()
+    phase = angles((*shape[-2:-1], shape[-1] // 2), torch.float32)
+    assert torch.equal(torch.ops.rotary.turn(x, phase, False), rotate(x, phase))
+
+
 def test_derivative_by_phase_is_the_quarter_turn():
     """d/dφ of (y₁, y₂) is (−y₂, y₁)."""
     x, phase = torch.randn(5, 2, dtype=torch.float64), torch.randn(5, 1, dtype=torch.float64)
