@@ -4,10 +4,6 @@ Each scene is drawn once from a seed and rendered for the resolution asked for, 
 every resolution, each with all the detail its pixels can hold.
 """
 
-import compat  # noqa: F401 - before torchvision, which Lightning imports
-
-# isort: split
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +12,7 @@ import numpy as np
 import pytorch_lightning as lightning
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from datamodules.batches import ImageBatch
 from datamodules.embedded_source import cache_folder
@@ -24,6 +20,7 @@ from datamodules.glyph_scenes import CLASS_NAMES, SceneSettings
 from datamodules.glyph_sources import Split, prepare_sources
 from datamodules.glyph_store import RenderedSplit, labels_of, open_rendered, render_once
 from datamodules.random_resized_crop import BatchRandomResizedCrop
+from datamodules.resumable import ResumableLoader
 
 MEAN = 0.45
 STANDARD_DEVIATION = 0.25
@@ -78,7 +75,8 @@ class Glyphs(lightning.LightningDataModule):
 
     Args:
         image_size: side in pixels, or (height, width).
-        batch_size: images per batch.
+        batch_size: images per batch and rank.
+        num_classes: for configs to read; the set has ten.
         num_workers: loader processes.
         crop_scale: least and greatest area of the training crop.
         train_size: number of training scenes.
@@ -94,10 +92,11 @@ class Glyphs(lightning.LightningDataModule):
 
     def __init__(
         self,
-        image_size: int | tuple[int, int] = 32,
+        image_size: int | Sequence[int] = 32,
         batch_size: int = 128,
+        num_classes: int = len(CLASS_NAMES),
         num_workers: int = 0,
-        crop_scale: tuple[float, float] = (0.35, 1.0),
+        crop_scale: Sequence[float] = (0.2, 1.0),
         train_size: int = 16384,
         val_size: int = 1024,
         test_size: int = 1024,
@@ -106,6 +105,8 @@ class Glyphs(lightning.LightningDataModule):
         cache: str | Path | None = None,
     ) -> None:
         super().__init__()
+        if num_classes != len(CLASS_NAMES):
+            raise ValueError(f"Glyphs has {len(CLASS_NAMES)} classes: set datamodule.num_classes to that, not {num_classes}")
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         self.image_size: tuple[int, int] = (height, width)
         self.batch_size = batch_size
@@ -124,9 +125,8 @@ class Glyphs(lightning.LightningDataModule):
         return RenderedSplit(split, factor * height, factor * width, self.sizes[split], self.seed, self.settings)
 
     def prepare_data(self) -> None:
-        """Downloads and renders all three splits where the cache lacks them."""
-        for split in self.sizes:
-            self._render_once(split)
+        """Downloads fonts and photographs where the cache lacks them; `setup` renders the splits that a stage needs."""
+        prepare_sources(self.cache)
 
     def setup(self, stage: str | None = None) -> None:
         """Opens the splits of a stage, rendering them first where the cache lacks them.
@@ -148,16 +148,26 @@ class Glyphs(lightning.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[ImageBatch]:
         """Returns shuffled, cropped batches of the training fonts; an incomplete last batch is dropped."""
+        images, (rank, world) = cast("Dataset[Any]", self.datasets["train"]), self._rank_and_world()
         crop = BatchRandomResizedCrop(self.image_size, self.crop_scale)
-        return self._loader("train", CollateImages(crop), training=True)
+        sampler: DistributedSampler[Any] = DistributedSampler(images, world, rank, seed=self.seed, drop_last=True)
+        return ResumableLoader(
+            images,
+            sampler,
+            self.batch_size,
+            drop_last=True,
+            collate_fn=CollateImages(crop),
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+        )
 
     def val_dataloader(self) -> DataLoader[ImageBatch]:
         """Returns batches of the validation fonts, in order."""
-        return self._loader("val", CollateImages(), training=False)
+        return self._held_out("val")
 
     def test_dataloader(self) -> DataLoader[ImageBatch]:
         """Returns batches of the test fonts, in order."""
-        return self._loader("test", CollateImages(), training=False)
+        return self._held_out("test")
 
     def predict_dataloader(self) -> DataLoader[ImageBatch]:
         """Returns the same as ``test_dataloader``."""
@@ -166,15 +176,18 @@ class Glyphs(lightning.LightningDataModule):
     def _render_once(self, split: Split) -> Path:
         return render_once(self.rendered(split), self.cache, lambda: prepare_sources(self.cache))
 
-    def _loader(self, split: Split, collate: CollateImages, *, training: bool) -> DataLoader[ImageBatch]:
+    def _held_out(self, split: Split) -> DataLoader[ImageBatch]:
+        rank, world = self._rank_and_world()
         # The dataset's items are pairs; what the loader yields is what the collate function makes of them.
-        dataset = cast("Dataset[Any]", self.datasets[split])
+        images = cast("Dataset[Any]", self.datasets[split])
         return DataLoader(
-            dataset,
+            images,
             batch_size=self.batch_size,
-            shuffle=training,
-            drop_last=training,
+            sampler=range(rank, self.sizes[split], world),
             num_workers=self.num_workers,
-            collate_fn=collate,
+            collate_fn=CollateImages(),
             persistent_workers=self.num_workers > 0,
         )
+
+    def _rank_and_world(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -10,7 +10,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 
 class _Skipping(Sampler[list[int]]):
-    def __init__(self, sampler: Sampler[int], batch_size: int, drop_last: bool) -> None:
+    def __init__(self, sampler: Sampler[Any], batch_size: int, drop_last: bool) -> None:
         self.sampler = sampler  # Lightning calls its set_epoch
         self.batches = BatchSampler(sampler, batch_size, drop_last)
         self.skip = 0
@@ -41,7 +41,7 @@ class ResumableLoader(DataLoader[Any]):
     def __init__(
         self,
         dataset: Dataset[Any],
-        sampler: Sampler[int],
+        sampler: Sampler[Any],
         batch_size: int,
         *,
         collate_fn: Callable[[list[Any]], Any] | None = None,

@@ -58,6 +58,8 @@ class RopeViT(Eva):
         positions: patch coordinates of a (height, width) grid; integers by default.
         augmentation: a random map of the coordinates in training, as `rotary.positions.augment`.
         img_size: pixels, one number or (height, width).
+        init_values: LayerScale at first; None for no LayerScale.
+        init_std: of linear weights at first; the paper's suits its widths, a narrow model wants 1 / sqrt(embed_dim).
         drop_path_rate: the same stochastic depth in every block.
         others: timm's `Eva` arguments.
 
@@ -78,7 +80,8 @@ class RopeViT(Eva):
         embed_dim: int = 384,
         depth: int = 12,
         num_heads: int = 6,
-        init_values: float = 1e-4,
+        init_values: float | None = 1e-4,
+        init_std: float = 0.02,
         drop_path_rate: float = 0.0,
         patch_drop_rate: float = 0.0,
         global_pool: str = "token",
@@ -91,6 +94,7 @@ class RopeViT(Eva):
         if patch_drop_rate:
             raise ValueError("RopeViT: patch_drop_rate isn't supported, phases are kept for whole grids")
         _whole_patches(img_size, patch_size)
+        self.init_std = init_std
         super().__init__(
             img_size=to_2tuple(img_size),
             patch_size=patch_size,
@@ -123,6 +127,11 @@ class RopeViT(Eva):
             block.attn = RotaryAttention(cast(AttentionRope, block.attn), gain)
             if drop_path_rate > 0:
                 block.drop_path1, block.drop_path2 = DropPath(drop_path_rate), DropPath(drop_path_rate)
+
+    def _init_weights(self, m: nn.Module, needs_reset: bool = True) -> None:
+        super()._init_weights(m, needs_reset)
+        if isinstance(m, nn.Linear) and self.init_std != 0.02:
+            nn.init.trunc_normal_(m.weight, std=self.init_std)
 
     def fix_init_weight(self) -> None:
         """The paper rescales no projection with depth, timm does."""
