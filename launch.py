@@ -67,7 +67,7 @@ def with_overrides_of_checkpoint(arguments: list[str]) -> None:
         overrides: list[str] = recorded(path)["overrides"]
     except ValueError:
         return
-    of_training = ("ckpt", "resume", "trainer", "callbacks", "loggers", "hydra")
+    of_training = ("ckpt", "resume", "fused_attention", "trainer", "callbacks", "loggers", "hydra")
     kept = [
         override
         for override in overrides
@@ -84,3 +84,5 @@ def prepare(cfg: DictConfig) -> None:
     if cfg.threads is not None:
         torch.set_num_threads(int(cfg.threads))
     torch.set_float32_matmul_precision(cfg.matmul_precision)
+    torch.backends.cuda.enable_flash_sdp(cfg.fused_attention)  # the CPU's fused kernel heeds this switch too
+    torch.backends.cuda.enable_mem_efficient_sdp(cfg.fused_attention)

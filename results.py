@@ -1,9 +1,13 @@
-"""Rows of evaluation: appended to one CSV by any number of processes, printed as a table, drawn against the resolution."""
+"""Rows of evaluation: appended to one CSV by any number of processes, printed as a table, drawn against the resolution.
+
+`python -m results PATH` prints and draws again what a file holds.
+"""
 
 from __future__ import annotations
 
 import csv
 import os
+import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -107,9 +111,20 @@ class ResolutionFigure(Callback):
     """After the last point of a sweep: the table, and `resolution.png` beside the results, of all rows in the file."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        path = Path(config.results)
-        rows = [row for row in read_rows(path) if row.get("top1")]
-        if rows:
-            print_table(rows)
-            draw(rows, path.parent / "resolution.png")
-            print(f"results: {path}\nfigure: {path.parent / 'resolution.png'}")
+        report(config.results)
+
+
+def report(path: str | Path) -> None:
+    """Table on the terminal and `resolution.png` beside the file, of all rows with top-1."""
+    path = Path(path)
+    rows = [row for row in read_rows(path) if row.get("top1")]
+    if not rows:
+        raise ValueError(f"{path}: no rows with top1")
+    print_table(rows)
+    draw(rows, path.parent / "resolution.png")
+    print(f"results: {path}\nfigure: {path.parent / 'resolution.png'}")
+
+
+if __name__ == "__main__":
+    for given in sys.argv[1:] or ["outputs/results.csv"]:
+        report(given)

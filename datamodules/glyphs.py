@@ -106,7 +106,9 @@ class Glyphs(lightning.LightningDataModule):
     ) -> None:
         super().__init__()
         if num_classes != len(CLASS_NAMES):
-            raise ValueError(f"Glyphs has {len(CLASS_NAMES)} classes: set datamodule.num_classes to that, not {num_classes}")
+            raise ValueError(
+                f"Glyphs has {len(CLASS_NAMES)} classes: set datamodule.num_classes to that, not {num_classes}"
+            )
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         self.image_size: tuple[int, int] = (height, width)
         self.batch_size = batch_size

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from timm.optim import Lamb
+from timm.optim import Lamb, Muon
 
 
 def lamb(
@@ -14,3 +14,17 @@ def lamb(
 ) -> torch.optim.Optimizer:
     """LAMB (arXiv 1904.00962): the trust ratio acts on decayed tensors, the global gradient norm is clipped inside."""
     return Lamb([dict(group) for group in groups], lr=lr, eps=eps, max_grad_norm=max_grad_norm)
+
+
+def muon(
+    groups: Iterable[Mapping[str, Any]], *, lr: float, other_lr: float, momentum: float = 0.95
+) -> torch.optim.Optimizer:
+    """Muon (timm's) on the decayed matrices, AdamW at `other_lr` on all that is spared from decay: biases, frequencies, …
+
+    Updates of a matrix are made orthogonal, which a small model learns from several times faster than from AdamW.
+    """
+    divided = [
+        {**group, "use_fallback": not group["weight_decay"], "lr": lr if group["weight_decay"] else other_lr}
+        for group in groups
+    ]
+    return Muon(divided, lr=lr, momentum=momentum, nesterov=True)

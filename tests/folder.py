@@ -35,6 +35,7 @@ def overrides(root: Path) -> list[str]:
         "image_size=16",
         "epochs=2",
         "model.embed_dim=48",
+        "model.num_heads=3",
         "model.depth=2",
         "trainer.accelerator=cpu",
         "threads=1",

@@ -48,14 +48,27 @@ def test_recipes_resolve_and_build(experiment):
         task = instantiate(cfg.task)
     assert task.model.num_classes == 1000
     instantiate(cfg.callbacks)
+    assert task.make_optimizer(task.parameter_groups()).param_groups[0]["lr"] == cfg.task.optimizer.lr
     header = (CONFIGS / "experiment" / f"{experiment}.yaml").read_text()
     for promised in ("2403.13298", "Expected", f"python train.py task=imagenet experiment={experiment}"):
         assert promised in header
 
 
 VIT = {
-    "small": {"axial": 21_984_232, "mixed": 21_988_840, "axial_ape": 22_059_496, "mixed_ape": 22_064_104, "ape": 22_059_496},
-    "base": {"axial": 86_434_792, "mixed": 86_444_008, "axial_ape": 86_585_320, "mixed_ape": 86_594_536, "ape": 86_585_320},
+    "small": {
+        "axial": 21_984_232,
+        "mixed": 21_988_840,
+        "axial_ape": 22_059_496,
+        "mixed_ape": 22_064_104,
+        "ape": 22_059_496,
+    },
+    "base": {
+        "axial": 86_434_792,
+        "mixed": 86_444_008,
+        "axial_ape": 86_585_320,
+        "mixed_ape": 86_594_536,
+        "ape": 86_585_320,
+    },
     "large": {"axial": 304_174_056, "mixed": 304_198_632, "axial_ape": 304_374_760, "mixed_ape": 304_399_336},
 }
 SWIN = {
@@ -85,7 +98,9 @@ def test_positions_compose(position):
 
 @pytest.mark.parametrize("trainer", names("trainer"))
 def test_trainers_compose(trainer):
-    assert OmegaConf.to_container(composed(f"trainer={trainer}").trainer, resolve=True)["use_distributed_sampler"] is False
+    assert (
+        OmegaConf.to_container(composed(f"trainer={trainer}").trainer, resolve=True)["use_distributed_sampler"] is False
+    )
 
 
 @pytest.mark.parametrize("scaling", names("rotary/scaling"))

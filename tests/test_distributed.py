@@ -27,7 +27,11 @@ def test_two_processes_equal_one(alone, tmp_path, trainer):
     images, path = alone
     two = [f"trainer={trainer}", "trainer.devices=2", "datamodule.batch_size=4", f"hydra.run.dir={tmp_path}"]
     run("train.py", *folder.overrides(images), *two)
-    assert {p.name for p in tmp_path.iterdir() if p.is_dir()} == {".hydra", "csv", "tensorboard"}  # one folder for both ranks
+    assert {p.name for p in tmp_path.iterdir() if p.is_dir()} == {
+        ".hydra",
+        "csv",
+        "tensorboard",
+    }  # one folder for both ranks
     expected, found = weights(path), weights(tmp_path)
     assert expected.keys() == found.keys()
     for name, value in expected.items():

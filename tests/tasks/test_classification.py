@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from datamodules.batches import ImageBatch
 from models.vit import RopeViT, mixed
 from tasks.classification import Classification, hard_binary_cross_entropy, soft_cross_entropy
+from tasks.optimizers import muon
 
 
 def tiny(**changes):
@@ -106,3 +107,17 @@ def test_nan_stops_before_the_weights(tmp_path):
 def test_other_class_counts_are_refused():
     with pytest.raises(ValueError, match="answers with 7 classes, the data has 5"):
         task_of(tiny(num_classes=7))
+
+
+def test_muon_turns_matrices_and_leaves_the_spared_to_adamw():
+    task = task_of(tiny())
+    optimizer = muon(task.parameter_groups(), lr=0.1, other_lr=1e-3)
+    rates = {group["weight_decay"] > 0: (group["lr"], group["use_fallback"]) for group in optimizer.param_groups}
+    assert rates == {True: (0.1, False), False: (1e-3, True)}
+    before = {name: p.detach().clone() for name, p in task.model.named_parameters()}
+    task.loss(batches(1)[0])["loss"].backward()
+    optimizer.step()
+    moved = {name: (p.detach() - before[name]) for name, p in task.model.named_parameters()}
+    assert 0 < moved["rope.freqs"].abs().max() <= 1.9e-3 * (1 + 1e-3)  # NAdam's first step is (1 + β₁) rates at most
+    singular = torch.linalg.svdvals(moved["blocks.0.mlp.fc1.weight"])
+    assert singular.max() / singular.min() < 3  # orthogonal, but for the few Newton-Schulz steps and the decay
