@@ -6,6 +6,8 @@ round, in an order drawn anew, so a ratio is taken within a round and its median
 Buffers of tens of MB are returned to the system by glibc when freed, and every call then pays page faults for fresh memory:
 several times the cost of a copy, the same for all, so that it hides what is measured. `keep_buffers` raises the two
 thresholds of malloc, as a training loop's caching allocator would.
+
+On a CPU the clock is the process's own time, which stands still while another program has the core.
 """
 
 from __future__ import annotations
@@ -53,11 +55,14 @@ def one_thread() -> None:
     keep_buffers()
 
 
+_clock = time.perf_counter if torch.cuda.is_available() else time.process_time
+
+
 def _seconds(call: Callable[[], object], repeats: int) -> float:
-    start = time.perf_counter()
+    start = _clock()
     for _ in range(repeats):
         call()
-    return (time.perf_counter() - start) / repeats
+    return (_clock() - start) / repeats
 
 
 def interleave(

@@ -17,7 +17,7 @@ from pathlib import Path
 from filelock import FileLock
 
 
-class SourceError(RuntimeError):
+class SourceError(ValueError):
     """A source file is missing, altered or cannot be downloaded; the message names the file and the remedy."""
 
 

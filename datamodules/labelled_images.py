@@ -41,7 +41,7 @@ class UndecodableImageError(ValueError):
     """An image file that PIL can't decode; the message holds its path and PIL's reason."""
 
 
-class CorruptBudgetError(RuntimeError):
+class CorruptBudgetError(ValueError):
     """Training met more undecodable images than `corrupt_budget` allows."""
 
 
