@@ -5,6 +5,7 @@ from __future__ import annotations
 import compat  # noqa: F401  isort: skip
 
 import sys
+from pathlib import Path
 from typing import Any, cast
 
 import hydra
@@ -22,9 +23,8 @@ from tasks.record import git_hash
 register_resolvers()
 
 
-@hydra.main(version_base="1.3", config_path="configs", config_name="evaluate")
 @one_line_errors
-def main(cfg: DictConfig) -> None:
+def run(cfg: DictConfig) -> None:
     if cfg.ckpt is None:
         raise ValueError("evaluate.py needs ckpt=PATH")
     prepare(cfg)
@@ -35,8 +35,8 @@ def main(cfg: DictConfig) -> None:
     size, model = cfg.resolution, task.model
     cast(Any, model).set_input_size((size, size) if isinstance(size, int) else tuple(size))
     trainer: pl.Trainer = instantiate(cfg.trainer, logger=False, enable_checkpointing=False)
-    run = trainer.test if cfg.split == "test" else trainer.validate
-    (metrics,) = run(task, datamodule=datamodule, verbose=False)
+    measure = trainer.test if cfg.split == "test" else trainer.validate
+    (metrics,) = measure(task, datamodule=datamodule, verbose=False)
     row = {
         "model": cfg.label,
         "resolution": str(size) if isinstance(size, int) else "x".join(str(side) for side in size),
@@ -52,6 +52,12 @@ def main(cfg: DictConfig) -> None:
         print("  ".join(f"{key}={value}" for key, value in row.items()))
 
 
+main = hydra.main(version_base="1.3", config_path=str(Path(__file__).parent / "configs"), config_name="evaluate")(run)
+
 if __name__ == "__main__":
+    from evaluate import (
+        main as imported,
+    )  # not from __main__, so that a launcher's worker imports this file, compat first
+
     with_overrides_of_checkpoint(sys.argv)
-    main()
+    imported()

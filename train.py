@@ -19,9 +19,8 @@ from tasks.record import Record, recorded
 register_resolvers()
 
 
-@hydra.main(version_base="1.3", config_path="configs", config_name="train")
 @one_line_errors
-def main(cfg: DictConfig) -> None:
+def run(cfg: DictConfig) -> None:
     if cfg.resume and cfg.ckpt is None:
         raise ValueError("resume=true needs ckpt=PATH")
     if cfg.ckpt is not None:
@@ -46,5 +45,9 @@ def main(cfg: DictConfig) -> None:
         print(f"run folder: {folder}")
 
 
+main = hydra.main(version_base="1.3", config_path=str(Path(__file__).parent / "configs"), config_name="train")(run)
+
 if __name__ == "__main__":
-    main()
+    from train import main as imported  # not from __main__, so that a launcher's worker imports this file, compat first
+
+    imported()
