@@ -29,8 +29,15 @@ def extension(tested: int | Sequence[int], trained: int | Sequence[int]) -> floa
     return max(1.0, _longest(tested) / _longest(trained))
 
 
+def papers_resolutions(trained: int | Sequence[int], step: int) -> str:
+    """The eight resolutions that arXiv 2403.13298 tests a 224-pixel model at, in proportion to `trained`, as a sweep."""
+    wanted = [side * _longest(trained) / 224 for side in (96, 144, 192, 224, 256, 320, 384, 512)]
+    return ",".join(str(max(1, round(side / step)) * step) for side in wanted)
+
+
 def register_resolvers() -> None:
-    """`${extension:tested,trained}` and `${patches:size,patch}` in configs."""
+    """`${extension:tested,trained}`, `${patches:size,patch}` and `${papers_resolutions:trained,step}` in configs."""
+    OmegaConf.register_new_resolver("papers_resolutions", papers_resolutions, replace=True)
     OmegaConf.register_new_resolver("extension", extension, replace=True)
     OmegaConf.register_new_resolver("patches", lambda size, patch: _longest(size) // int(patch), replace=True)
 

@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from launch import extension, register_resolvers
+from launch import extension, papers_resolutions, register_resolvers
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 register_resolvers()
@@ -114,6 +114,12 @@ def test_scalings_are_overridden_from_the_command_line(scaling):
 
 def test_the_table_of_extensions():
     assert [extension(a, b) for a, b in ((224, 224), (112, 224), (448, 224), ([224, 448], 224))] == [1, 1, 2, 2]
+
+
+def test_the_papers_resolutions_in_proportion():
+    assert papers_resolutions(224, 16) == "96,144,192,224,256,320,384,512"
+    assert papers_resolutions([224, 160], 32) == "96,128,192,224,256,320,384,512"
+    assert papers_resolutions(32, 4) == "12,20,28,32,36,44,56,72"
 
 
 @pytest.mark.parametrize("sweep", names("sweep"))
