@@ -56,8 +56,8 @@ class Task(pl.LightningModule, Generic[Batch]):
         if not torch.isfinite(total):
             values = ", ".join(f"{name}={float(part.detach())}" for name, part in parts.items())
             raise FloatingPointError(
-                f"loss is {float(total.detach())} ({values}) at epoch {self.current_epoch}, step {self.global_step}: stopped before "
-                "the step; lower task.optimizer.lr, or train in trainer.precision=32-true"
+                f"loss is {float(total.detach())} ({values}) at epoch {self.current_epoch}, step {self.global_step}; "
+                "stopped before the step: lower task.optimizer.lr, or train in trainer.precision=32-true"
             )
         self.log_dict({f"train/{name}": part for name, part in parts.items()}, prog_bar=True)
         return total
