@@ -146,7 +146,7 @@ def test_repeated_augmentation_has_the_order_and_length_of_timm(tmp_path: Path) 
     assert datamodule.train_images is not None
     orders = []
     for rank in range(2):
-        sampler: Any = as_rank(datamodule, rank, 2).train_dataloader().sampler
+        sampler: Any = as_rank(datamodule, rank, 2).train_dataloader().batch_sampler.sampler
         sampler.set_epoch(7)
         orders.append(list(sampler))
     assert [len(order) for order in orders] == [270 // 256 * 256 // 2] * 2
@@ -169,7 +169,7 @@ def test_without_repeats_ranks_share_the_images_without_duplicates(tmp_path: Pat
     datamodule = ready(write_folders(tmp_path, train=5))
     orders = []
     for rank in range(2):
-        sampler = as_rank(datamodule, rank, 2).train_dataloader().sampler
+        sampler = as_rank(datamodule, rank, 2).train_dataloader().batch_sampler.sampler
         assert isinstance(sampler, DistributedSampler)
         orders.append(list(sampler))
     assert [len(order) for order in orders] == [7, 7]
@@ -185,7 +185,7 @@ def test_lightning_changes_the_order_each_epoch(tmp_path: Path) -> None:
             self.shapes: set[tuple[int, ...]] = set()
 
         def on_train_batch_start(self, batch: ImageBatch, batch_idx: int) -> None:
-            self.epochs.append(self.trainer.train_dataloader.sampler.epoch)  # type: ignore[union-attr]
+            self.epochs.append(self.trainer.train_dataloader.batch_sampler.sampler.epoch)  # type: ignore[union-attr]
             self.shapes.add((*batch.images.shape, *batch.targets.shape))
 
         def training_step(self, batch: ImageBatch) -> torch.Tensor:
