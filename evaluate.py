@@ -27,6 +27,12 @@ register_resolvers()
 def run(cfg: DictConfig) -> None:
     if cfg.ckpt is None:
         raise ValueError("evaluate.py needs ckpt=PATH")
+    if cfg.split not in ("test", "val"):
+        raise ValueError(f"split={cfg.split}: choose test or val")
+    scaling = HydraConfig.get().runtime.choices.get("rotary/scaling", "identity")
+    if cfg.model.rotary is None and scaling != "identity":
+        print(f"{cfg.label} has no rotary to scale: {scaling} is left out")
+        return
     prepare(cfg)
     pl.seed_everything(cfg.seed, workers=True)
     datamodule: pl.LightningDataModule = instantiate(cfg.datamodule)
@@ -40,7 +46,7 @@ def run(cfg: DictConfig) -> None:
     row = {
         "model": cfg.label,
         "resolution": str(size) if isinstance(size, int) else "x".join(str(side) for side in size),
-        "scaling": HydraConfig.get().runtime.choices.get("rotary/scaling", "none"),
+        "scaling": scaling,
         **{name.split("/")[-1]: round(value, 6) for name, value in metrics.items()},
         "split": cfg.split,
         "trained_at": cfg.image_size,

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from tasks.record import recorded
 
-_EXPECTED = (ValueError, FileNotFoundError, FloatingPointError, NotADirectoryError, InstantiationException)
+_EXPECTED = (ValueError, OSError, FloatingPointError, InstantiationException, OmegaConfBaseException)
 
 
 def _longest(size: int | Sequence[int]) -> int:

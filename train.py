@@ -13,6 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from launch import one_line_errors, prepare, register_resolvers
+from models.convert import load_checkpoint
 from tasks.base import Task
 from tasks.record import Record, recorded
 
@@ -23,19 +24,16 @@ register_resolvers()
 def run(cfg: DictConfig) -> None:
     if cfg.resume and cfg.ckpt is None:
         raise ValueError("resume=true needs ckpt=PATH")
-    if cfg.ckpt is not None:
+    if cfg.resume:
         recorded(cfg.ckpt)
     prepare(cfg)
     pl.seed_everything(cfg.seed, workers=True)
     folder = Path(HydraConfig.get().runtime.output_dir)
 
     datamodule: pl.LightningDataModule = instantiate(cfg.datamodule)
-    datamodule.prepare_data()
     task: Task = instantiate(cfg.task)
-    if cfg.ckpt is not None and not cfg.resume:
-        from models.convert import load_checkpoint
-
-        load_checkpoint(task.model, cfg.ckpt, resize=True)
+    if cfg.ckpt is not None:  # resuming, this only checks that the weights fit
+        load_checkpoint(task.model, cfg.ckpt, resize=not cfg.resume)
     record = Record(folder, OmegaConf.to_container(cfg, resolve=True), HydraConfig.get().overrides.task)  # type: ignore[arg-type]
     callbacks = [*instantiate(cfg.callbacks).values(), record]
     loggers = [logger for logger in instantiate(cfg.loggers).values() if logger is not None]

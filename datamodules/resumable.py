@@ -26,8 +26,8 @@ class _Skipping(Sampler[list[int]]):
 class ResumableLoader(DataLoader[Any]):
     """Batches of a dataset with indices; Lightning saves and restores how many the epoch has given.
 
-    The order must follow from the epoch alone, as with `DistributedSampler`; random augmentation goes on from the
-    generator's state, so a resumed epoch sees the same images in the same order, cut differently.
+    The order must follow from the epoch alone, as with `DistributedSampler`. A resumed epoch sees the remaining images in
+    the same order; random augmentation draws anew.
 
     Args:
         dataset: with `__getitem__`.
@@ -60,8 +60,8 @@ class ResumableLoader(DataLoader[Any]):
         self._given = 0
 
     def state_dict(self) -> dict[str, int]:
-        """Batches given in the epoch under way."""
-        return {"batches": self._given}
+        """Batches given in the epoch under way; none of the next once the last was given."""
+        return {"batches": self._given % max(1, len(self))}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Skip that many at the start of the next epoch."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from timm.layers import to_2tuple
 from timm.models import build_model_with_cfg, register_model
 from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 
+from models.sizes import whole_patches
 from models.window_attention import FusedWindowAttention, RotaryFactory, RotaryWindowAttention
 from rotary import Rotary
 from rotary.frequencies import Axial, Mixed
@@ -36,7 +37,8 @@ class RopeSwin(SwinTransformer):
             0.3, base 0.5).
 
     Raises:
-        ValueError: the width of a head doesn't suit the rotary, or nothing tells positions.
+        ValueError: img_size isn't a multiple of the patch, the width of a head doesn't suit the rotary, or nothing tells
+            positions.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class RopeSwin(SwinTransformer):
     ) -> None:
         if rotary is None and not bias:
             raise ValueError("RopeSwin: give rotary, bias=True or both; without positions a window is a bag of patches")
+        whole_patches(img_size, patch_size)
         self.follows_image = window_size is None
         if window_size is None:
             window_size = tuple(max(1, side // (patch_size * WINDOWS_A_SIDE)) for side in to_2tuple(img_size))
@@ -74,6 +77,8 @@ class RopeSwin(SwinTransformer):
 
         Rotary frequencies extrapolate as they are; bias tables are resized bicubically. Arguments as timm's.
         """
+        if img_size is not None:
+            whole_patches(img_size, patch_size or cast(Any, self.patch_embed).patch_size)
         if window_size is not None or window_ratio is not None:
             self.follows_image = False
         elif self.follows_image:

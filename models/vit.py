@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from models.phases import PatchPhases, Positions
+from models.sizes import whole_patches
 from rotary import Rotary, rotate
 from rotary.frequencies import Axial, Mixed
 from rotary.positions import grid
@@ -93,7 +94,10 @@ class RopeViT(Eva):
             raise ValueError(f"RopeViT: embed_dim={embed_dim} doesn't divide by num_heads={num_heads}")
         if patch_drop_rate:
             raise ValueError("RopeViT: patch_drop_rate isn't supported, phases are kept for whole grids")
-        _whole_patches(img_size, patch_size)
+        for name in ("qk_norm", "scale_attn_inner", "num_kv_heads"):
+            if others.get(name):
+                raise ValueError(f"RopeViT: {name} isn't supported by its attention")
+        whole_patches(img_size, patch_size)
         self.init_std = init_std
         super().__init__(
             img_size=to_2tuple(img_size),
@@ -102,6 +106,7 @@ class RopeViT(Eva):
             depth=depth,
             num_heads=num_heads,
             attn_type="rope",
+            qkv_fused=True,
             qkv_bias=True,
             init_values=init_values,
             global_pool=global_pool,
@@ -144,7 +149,7 @@ class RopeViT(Eva):
         Raises:
             ValueError: a side isn't a multiple of the patch.
         """
-        _whole_patches(img_size or self.patch_embed.img_size, patch_size or self.patch_embed.patch_size)
+        whole_patches(img_size or self.patch_embed.img_size, patch_size or self.patch_embed.patch_size)
         old, pos_embed, self.pos_embed = self.patch_embed.grid_size, self.pos_embed, None
         super().set_input_size(img_size, patch_size)
         if pos_embed is not None:
@@ -165,13 +170,6 @@ class RopeViT(Eva):
         prefix = [token.expand(len(x), -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
         x = self.pos_drop(torch.cat([*prefix, x], dim=1))
         return x, self.rope.get_embed(shape) if isinstance(self.rope, PatchPhases) else None
-
-
-def _whole_patches(img_size: int | tuple[int, int], patch_size: int | tuple[int, int]) -> None:
-    for side, pixels, patch in zip(("height", "width"), to_2tuple(img_size), to_2tuple(patch_size), strict=True):
-        if pixels % patch or pixels <= 0:
-            near = max(patch, round(pixels / patch) * patch)
-            raise ValueError(f"image {side} {pixels} isn't a multiple of the patch ({patch}); the nearest is {near}")
 
 
 def axial(**layer: Any) -> Rotary:

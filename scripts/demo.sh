@@ -11,7 +11,7 @@ export OMP_NUM_THREADS=1
 one() { # position, seed
 	local run="$folder/$1-seed$2"
 	"$python" train.py task=imagenet trainer=cpu position="$1" seed="$2" hydra.run.dir="$run" >"$run.log" 2>&1 &&
-		"$python" evaluate.py task=imagenet ckpt="$run/last.ckpt" results="$folder/results.csv" sweep=resolution_demo \
+		"$python" evaluate.py task=imagenet ckpt="$run/last.ckpt" label="$1" results="$folder/results.csv" sweep=resolution_demo \
 			trainer=cpu fused_attention=true hydra.sweep.dir="$run/evaluate" >"$run.evaluate.log" 2>&1 ||
 		{ tail -n 20 "$run".*log >&2; return 255; }
 	echo "$1, seed $2: trained and evaluated after $SECONDS s"

@@ -50,6 +50,11 @@ class Task(pl.LightningModule, Generic[Batch]):
     def measure(self, batch: Batch) -> Mapping[str, Any]:
         """Update the metrics with a held-out batch and return those to log."""
 
+    def on_fit_start(self) -> None:
+        """Ranks draw their own drop paths and augmentations; weights were made from one seed and stay equal."""
+        if self.trainer.world_size > 1:
+            pl.seed_everything(torch.initial_seed() % 2**32 + self.global_rank, workers=True, verbose=False)
+
     def training_step(self, batch: Batch, index: int) -> Tensor:
         parts = self.loss(batch)
         total = torch.stack(list(parts.values())).sum()
@@ -82,9 +87,9 @@ class Task(pl.LightningModule, Generic[Batch]):
         fully_shard(self.model, mesh=mesh["data_parallel"])
 
     def blocks(self) -> list[nn.Module]:
-        """The repeated parts of the model, each gathered alone under FSDP2: members of its module lists."""
-        lists = [module for module in self.model.modules() if isinstance(module, nn.ModuleList)]
-        return [block for group in lists for block in group if any(True for _ in block.parameters())]
+        """The repeated parts of the model, each gathered alone under FSDP2: members of what timm calls `blocks`."""
+        groups = [module for name, module in self.model.named_modules() if name.split(".")[-1] == "blocks"]
+        return [block for group in groups for block in group.children()]
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Two groups, decayed and spared. Frequencies, absolute embeddings and class tokens are spared by name."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.strategies import ModelParallelStrategy
 from timm.utils import ModelEmaV3
 
 
@@ -17,6 +18,12 @@ class StoredAverage(pl.Callback):
         self.decay = decay
         self.average: ModelEmaV3 | None = None
         self._resumed: dict[str, Any] | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if isinstance(trainer.strategy, ModelParallelStrategy):
+            raise ValueError(
+                "StoredAverage can't copy sharded weights: leave it out with ~callbacks.average, or use trainer=ddp"
+            )
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.average = ModelEmaV3(pl_module.model, decay=self.decay)

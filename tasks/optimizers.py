@@ -23,6 +23,9 @@ def muon(
 
     Updates of a matrix are made orthogonal, which a small model learns from several times faster than from AdamW.
     """
+    groups = list(groups)
+    if not any(group["weight_decay"] for group in groups):
+        raise ValueError("muon turns the decayed matrices: set task.weight_decay above 0, or choose another optimizer")
     divided = [
         {**group, "use_fallback": not group["weight_decay"], "lr": lr if group["weight_decay"] else other_lr}
         for group in groups

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_info
 
 
@@ -24,7 +25,7 @@ class Requeue(pl.Callback):
     def __init__(self, folder: str, signal_name: str = "SIGUSR1") -> None:
         self.path = Path(folder) / "requeue.ckpt"
         self.number = signal.Signals[signal_name]
-        self.asked = False
+        self.asked = self.stopped = False
         self._before: Any = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -48,9 +49,21 @@ class Requeue(pl.Callback):
             return
         trainer.save_checkpoint(self.path)
         rank_zero_info(f"{self.number.name}: saved {self.path} after step {trainer.global_step}")
-        trainer.should_stop = True
+        trainer.should_stop = self.stopped = True
         trainer.limit_val_batches = 0
         array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
         job = f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
         if job and trainer.is_global_zero:
             subprocess.run(["scontrol", "requeue", job], check=True)
+
+
+class EpochCheckpoint(ModelCheckpoint):
+    """Saves after epochs that ran to their end; one that `Requeue` cut short is in `requeue.ckpt` alone."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not any(isinstance(callback, Requeue) and callback.stopped for callback in _callbacks(trainer)):
+            super().on_train_epoch_end(trainer, pl_module)
+
+
+def _callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
+    return list(getattr(trainer, "callbacks", []))

@@ -40,7 +40,9 @@ class Cosine:
         total = epochs if self.by_epoch else steps
         warmup = round(self.warmup * total / epochs)
         if warmup >= total:
-            raise ValueError(f"schedule: a warm-up of {self.warmup} epochs leaves none of the {epochs} to train in")
+            raise ValueError(
+                f"schedule: a warm-up of {self.warmup} epochs leaves none of the {epochs} to train in; set task.schedule.warmup"
+            )
         return CosineLRScheduler(
             optimizer,
             t_initial=total - warmup if self.after_warmup else total,

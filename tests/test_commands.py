@@ -35,7 +35,7 @@ def trained(images, tmp_path_factory):
 
 
 def test_the_run_folder_tells_everything(trained):
-    for name in ("last.ckpt", "config.yaml", "versions.yaml", "csv/metrics.csv"):
+    for name in ("last.ckpt", "config.yaml", "versions.yaml", "csv/version_0/metrics.csv"):
         assert (trained / name).is_file(), name
     assert list((trained / "tensorboard").iterdir())
     assert "_target_: rotary.frequencies.Axial" in (trained / "config.yaml").read_text()
@@ -59,7 +59,7 @@ def test_a_sweep_writes_rows_a_table_and_a_figure(trained, tmp_path):
     assert {(row["resolution"], row["scaling"]) for row in rows} == {
         (size, scaling) for size in ("16", "16x32") for scaling in ("identity", "interpolate", "ntk", "yarn")
     }
-    assert {row["model"] for row in rows} == {"axial"}
+    assert {row["model"] for row in rows} == {"vit_nano axial"}
     assert all(float(row["top1"]) > 0.9 for row in rows if row["resolution"] == "16")  # three colours
     assert (tmp_path / "resolution.png").read_bytes().startswith(b"\x89PNG")
     assert "top1 (%) by test resolution" in done.stdout
@@ -74,7 +74,8 @@ BAD = {
     "classes on disk": (["datamodule.num_classes=4"], "4"),
     "patch": (["image_size=18"], "isn't a multiple of the patch (4); the nearest is"),
     "resume what": (["resume=true"], "resume=true needs ckpt=PATH"),
-    "no checkpoint": (["ckpt=/nowhere.ckpt"], "ckpt=/nowhere.ckpt: no such file"),
+    "no checkpoint": (["ckpt=/nowhere.ckpt", "resume=true"], "ckpt=/nowhere.ckpt: no such file"),
+    "no path": (["datamodule.path=???"], "datamodule.path"),
 }
 
 

@@ -11,7 +11,7 @@ from test_classification import batches, loader, task_of, tiny, trainer
 from datamodules.resumable import ResumableLoader
 from tasks.ema import StoredAverage
 from tasks.record import Record, recorded
-from tasks.requeue import Requeue
+from tasks.requeue import EpochCheckpoint, Requeue
 
 
 def resumable(data):
@@ -105,3 +105,26 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path):
     torch.save({"run": partial(print, "pwned")}, path)
     with pytest.raises(ValueError, match="not a readable checkpoint"):
         recorded(path)
+
+
+def test_a_signal_on_the_last_batch_loses_no_epoch(tmp_path):
+    data = batches(3)
+
+    def run(source, **changes):
+        torch.manual_seed(1)
+        task = task_of(tiny())
+        last = EpochCheckpoint(dirpath=tmp_path, filename="last", save_on_train_epoch_end=True)
+        callbacks = [last, *changes.pop("callbacks", [])]
+        fit = trainer(tmp_path, max_epochs=3, callbacks=callbacks, enable_checkpointing=True)
+        fit.fit(task, resumable(source), **changes)
+        return task, fit
+
+    straight, _ = run(data)
+    (tmp_path / "last.ckpt").unlink()
+    _, stopped = run(Interrupt(data), callbacks=[Requeue(str(tmp_path))])  # the third of three
+    assert stopped.global_step == 3
+    assert not (tmp_path / "last.ckpt").exists()  # the epoch cut short isn't passed off as whole
+    resumed, finished = run(data, ckpt_path=tmp_path / "requeue.ckpt", weights_only=True)
+    assert finished.global_step == 9
+    for one, other in zip(straight.parameters(), resumed.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
