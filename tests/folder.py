@@ -34,6 +34,8 @@ def overrides(root: Path) -> list[str]:
         "+datamodule.train_transform.crop_ratio=1.0",
         "image_size=16",
         "epochs=2",
+        "optimizer@task.optimizer=adamw",  # Muon's few Newton-Schulz steps would blow rounding up
+        "task.optimizer.lr=2e-3",
         "model.embed_dim=48",
         "model.num_heads=3",
         "model.depth=2",
