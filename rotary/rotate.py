@@ -81,10 +81,10 @@ def _check(x: Tensor, phase: Tensor) -> None:
     lead, own = x.shape, phase.shape
     if 2 * own[-1] > lead[-1]:
         raise ValueError(f"rotate: phase has {own[-1]} pairs, x has only {lead[-1]} channels")
-    broadcasts = len(own) <= len(lead)
-    for axis in range(2, len(own) + 1 if broadcasts else 0):
-        broadcasts = broadcasts and (own[-axis] == lead[-axis] or own[-axis] == 1)
-    if not broadcasts:
+    if own[:-1] == lead[-len(own) : -1]:
+        return
+    fits = len(own) <= len(lead)
+    if not fits or any(own[-axis] not in (1, lead[-axis]) for axis in range(2, len(own) + 1)):
         raise ValueError(f"rotate: phase of shape {tuple(own)} doesn't broadcast to x of shape {tuple(lead)}")
 
 
@@ -96,7 +96,7 @@ def _whole(x: Tensor, phase: Tensor, turn: Callable[[Tensor, Tensor], Tensor]) -
 
 
 def _complex(x: Tensor) -> Tensor:
-    pairs = x.unflatten(-1, (-1, 2))
+    pairs = x.view(*x.shape[:-1], x.shape[-1] // 2, 2)  # unflatten says the same, in three times the time
     aligned = x.storage_offset() % 2 == 0
     if not (aligned and (x.is_contiguous() or _even(pairs.stride()))):
         pairs = pairs.clone(memory_format=torch.contiguous_format)  # contiguous() keeps an odd offset
@@ -113,7 +113,7 @@ def _turn(x: Tensor, phase: Tensor) -> Tensor:
     narrow = torch.complex128 if wide.dtype is torch.float64 else torch.complex64
     if phase.dtype is not narrow:
         phase = phase.to(narrow)
-    turned = torch.view_as_real(_complex(wide) * phase).flatten(-2)
+    turned = torch.view_as_real(_complex(wide) * phase).view(x.shape)
     return turned if wide is x else turned.to(x.dtype)
 
 
