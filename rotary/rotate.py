@@ -96,7 +96,7 @@ def _whole(x: Tensor, phase: Tensor, turn: Callable[[Tensor, Tensor], Tensor]) -
 
 
 def _complex(x: Tensor) -> Tensor:
-    pairs = x.view(*x.shape[:-1], x.shape[-1] // 2, 2)  # unflatten says the same, in three times the time
+    pairs = x.unflatten(-1, (-1, 2))
     aligned = x.storage_offset() % 2 == 0
     if not (aligned and (x.is_contiguous() or _even(pairs.stride()))):
         pairs = pairs.clone(memory_format=torch.contiguous_format)  # contiguous() keeps an odd offset
@@ -113,7 +113,7 @@ def _turn(x: Tensor, phase: Tensor) -> Tensor:
     narrow = torch.complex128 if wide.dtype is torch.float64 else torch.complex64
     if phase.dtype is not narrow:
         phase = phase.to(narrow)
-    turned = torch.view_as_real(_complex(wide) * phase).view(x.shape)
+    turned = torch.view_as_real(_complex(wide) * phase).flatten(-2)
     return turned if wide is x else turned.to(x.dtype)
 
 
