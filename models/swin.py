@@ -7,14 +7,12 @@ registers swin_rope_{axial,mixed}[_rpb]_{tiny,small,base}_patch4_window7_224 bes
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, cast
 
 from timm.layers import to_2tuple
-from timm.models import build_model_with_cfg, register_model
 from timm.models.swin_transformer import SwinTransformer
-from torch import nn
 
+from models.registration import offer
 from models.sizes import whole_patches
 from models.window_attention import FusedWindowAttention, RotaryFactory, RotaryWindowAttention
 from rotary import Rotary
@@ -112,47 +110,18 @@ _KINDS: Mapping[str, Mapping[str, Any]] = {
     "axial_rpb": {"rotary": axial, "bias": True},
     "mixed_rpb": {"rotary": mixed, "bias": True},
 }
-default_cfgs = {
-    f"swin_rope_{kind}_{size}_patch4_window7_224": {
-        "url": "",
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "fixed_input_size": True,
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "first_conv": "patch_embed.proj",
-        "classifier": "head.fc",
-        "license": "apache-2.0",
-    }
-    for kind in _KINDS
-    for size in _SIZES
-}
-
-
-def _create(name: str, arguments: Mapping[str, Any], pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    if pretrained:
-        raise ValueError(f"{name} has no hosted weights; load a local file with models.convert")
-    arguments = {**arguments, **kwargs}
-    stages = tuple(range(len(arguments["depths"])))
-    return build_model_with_cfg(
-        RopeSwin,
-        name,
-        pretrained=False,
-        feature_cfg={
-            "out_indices": arguments.pop("out_indices", stages),
-            "feature_cls": "getter",
-            "flatten_sequential": True,
-        },
-        **arguments,
-    )
-
+default_cfgs: dict[str, Mapping[str, Any]] = {}
 
 for _kind, _position in _KINDS.items():
     for _size, _shape in _SIZES.items():
-        _name = f"swin_rope_{_kind}_{_size}_patch4_window7_224"
-        _entry: Any = partial(_create, _name, {**_shape, **_position})
-        _entry.__name__, _entry.__module__ = _name, __name__
-        register_model(_entry)
+        offer(
+            __name__,
+            f"swin_rope_{_kind}_{_size}_patch4_window7_224",
+            RopeSwin,
+            {**_shape, **_position},
+            out_indices=lambda arguments: tuple(range(len(arguments["depths"]))),
+            features={"feature_cls": "getter", "flatten_sequential": True},
+            pool_size=(7, 7),
+            crop_pct=0.875,
+            classifier="head.fc",
+        )

@@ -7,17 +7,16 @@ module registers ape_, rope_axial_, rope_mixed_, rope_axial_ape_ and rope_mixed_
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, cast
 
 import torch
 from timm.layers import AttentionRope, DropPath, resample_abs_pos_embed, to_2tuple
-from timm.models import build_model_with_cfg, register_model
 from timm.models.eva import Eva
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from models.phases import PatchPhases, Positions
+from models.registration import offer
 from models.sizes import whole_patches
 from rotary import Rotary, rotate
 from rotary.frequencies import Axial, Mixed
@@ -195,41 +194,18 @@ _KINDS: Mapping[str, Mapping[str, Any]] = {
     "rope_axial_ape": {"rotary": axial, "absolute": True},
     "rope_mixed_ape": {"rotary": mixed, "absolute": True},
 }
-default_cfgs = {
-    f"{kind}_vit_{size}_patch16_224": {
-        "url": "",
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": None,
-        "crop_pct": 1.0,
-        "interpolation": "bicubic",
-        "fixed_input_size": True,
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-        "license": "apache-2.0",
-    }
-    for kind in _KINDS
-    for size in _SIZES
-}
-
-
-def _create(name: str, arguments: Mapping[str, Any], pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    if pretrained:
-        raise ValueError(f"{name} has no hosted weights; load a local file with models.convert")
-    return build_model_with_cfg(
-        RopeViT,
-        name,
-        pretrained=False,
-        feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},
-        **{**arguments, **kwargs},
-    )
-
+default_cfgs: dict[str, Mapping[str, Any]] = {}
 
 for _kind, _position in _KINDS.items():
     for _size, _shape in _SIZES.items():
-        _name = f"{_kind}_vit_{_size}_patch16_224"
-        _entry: Any = partial(_create, _name, {**_shape, **_position})
-        _entry.__name__, _entry.__module__ = _name, __name__
-        register_model(_entry)
+        offer(
+            __name__,
+            f"{_kind}_vit_{_size}_patch16_224",
+            RopeViT,
+            {**_shape, **_position},
+            out_indices=lambda arguments: 3,
+            features={"feature_cls": "getter"},
+            pool_size=None,
+            crop_pct=1.0,
+            classifier="head",
+        )
