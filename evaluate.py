@@ -61,9 +61,8 @@ def run(cfg: DictConfig) -> None:
 main = hydra.main(version_base="1.3", config_path=str(Path(__file__).parent / "configs"), config_name="evaluate")(run)
 
 if __name__ == "__main__":
-    from evaluate import (
-        main as imported,
-    )  # not from __main__, so that a launcher's worker imports this file, compat first
+    # not from __main__, so that a launcher's worker imports this file, compat first
+    from evaluate import main as imported
 
     with_overrides_of_checkpoint(sys.argv)
     imported()

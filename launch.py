@@ -59,9 +59,8 @@ def one_line_errors(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig],
                 where = next((line for line in str(cause).splitlines() if line.startswith("full_key")), where)
                 cause = cause.__cause__
             lines = [line for line in str(cause).splitlines() if line.strip()]
-            from_worker = bool(lines) and lines[0].startswith(
-                "Caught"
-            )  # a loader's, with its whole trace as the message
+            # an error of a loader's worker has its whole trace as the message
+            from_worker = bool(lines) and lines[0].startswith("Caught")
             message = " ".join((lines[-1].split(": ", 1)[-1] if from_worker else str(cause)).split())
             print(f"error: {message}" + (f" [{where}]" if where else ""), file=sys.stderr)
             raise SystemExit(2) from None

@@ -46,6 +46,7 @@ def run(cfg: DictConfig) -> None:
 main = hydra.main(version_base="1.3", config_path=str(Path(__file__).parent / "configs"), config_name="train")(run)
 
 if __name__ == "__main__":
-    from train import main as imported  # not from __main__, so that a launcher's worker imports this file, compat first
+    # not from __main__, so that a launcher's worker imports this file, compat first
+    from train import main as imported
 
     imported()

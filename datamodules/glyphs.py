@@ -134,13 +134,13 @@ class Glyphs(lightning.LightningDataModule):
         """Opens the splits of a stage, rendering them first where the cache lacks them.
 
         Args:
-            stage: "fit" (train and val), "validate", "test", "predict" (test), or None for all three splits.
+            stage: "fit" (train and val), "validate", "test", or None for all three splits.
 
         Raises:
             SourceError: if a cached array is altered, or a source cannot be downloaded.
         """
         splits: dict[str | None, tuple[Split, ...]] = {
-            "fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",),
+            "fit": ("train", "val"), "validate": ("val",), "test": ("test",),
             None: ("train", "val", "test"),
         }  # fmt: skip
         for split in splits[stage]:
@@ -170,10 +170,6 @@ class Glyphs(lightning.LightningDataModule):
     def test_dataloader(self) -> DataLoader[ImageBatch]:
         """Returns batches of the test fonts, in order."""
         return self._held_out("test")
-
-    def predict_dataloader(self) -> DataLoader[ImageBatch]:
-        """Returns the same as ``test_dataloader``."""
-        return self.test_dataloader()
 
     def _render_once(self, split: Split) -> Path:
         return render_once(self.rendered(split), self.cache, lambda: prepare_sources(self.cache))

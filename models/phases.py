@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from models.kept_phases import KeepsPhases
 from rotary import Rotary, phase_of, unit
 from rotary.module import KeepsDtype
 from rotary.positions import grid
@@ -19,7 +20,7 @@ class Positions(Protocol):
     def __call__(self, height: int, width: int, *, device: torch.device | None = None) -> Tensor: ...
 
 
-class PatchPhases(KeepsDtype):
+class PatchPhases(KeepsPhases, KeepsDtype):
     """Unit phases (prefix + n, 1, h|1, r) of a patch grid for every block; prefix tokens stand at the origin, unturned.
 
     Learnable frequencies of all blocks are one parameter `freqs` (2, blocks, h, r), as timm stores them. What a gradient
@@ -54,7 +55,6 @@ class PatchPhases(KeepsDtype):
             raise ValueError(f"an image has 2 axes, the rotary has {first.axes}")
         self.depth, self.prefix, self.positions, self.augmentation = depth, prefix, positions, augmentation
         self.logit_gain = first.logit_gain
-        self._kept: tuple[tuple[object, ...], list[Tensor], Tensor] | None = None
         if isinstance(first.frequencies, nn.Parameter):
             layers = [first] + [rotary(head_dim=head_dim, heads=heads) for _ in range(depth - 1)]
             stacked = torch.stack([layer.frequencies.detach() for layer in layers])  # (blocks, h, 2, r)
@@ -69,19 +69,9 @@ class PatchPhases(KeepsDtype):
 
     def get_embed(self, shape: tuple[int, int]) -> list[Tensor]:
         """Unit phases of a (height, width) grid of patches, one tensor a block (timm's protocol)."""
-        augmented = self.training and self.augmentation is not None
-        learning = self.freqs is not None and self.freqs.requires_grad and (self.training or torch.is_grad_enabled())
-        if learning:
-            self._kept = None  # an optimiser may step next, and fused ones leave `_version` as it was
-        tensor = self._frequencies()
-        if augmented or learning or torch.compiler.is_compiling() or tensor.is_inference():
+        if self.training and self.augmentation is not None:
             return self._build(shape)
-        key = (tuple(shape), tensor.device, tensor.data_ptr(), tensor._version)
-        if self._kept is None or self._kept[0] != key:
-            with torch.inference_mode(False), torch.no_grad():
-                # the alias keeps the memory taken, so that no other tensor can come to answer to this key
-                self._kept = (key, self._build(shape), tensor.detach())
-        return self._kept[1]
+        return self.phases_of(self._frequencies(), tuple(shape), lambda: self._build(shape))
 
     def _frequencies(self) -> Tensor:
         return self.rotary.frequencies if self.freqs is None else self.freqs

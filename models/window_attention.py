@@ -11,6 +11,7 @@ from timm.models.swin_transformer import WindowAttention, get_relative_position_
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from models.kept_phases import KeepsPhases
 from models.tables import bias_size, resize_table
 from rotary import Rotary, phase_of, rotate, unit
 from rotary.positions import grid
@@ -97,7 +98,7 @@ class FusedWindowAttention(nn.Module):
         return added.expand(b // len(mask), -1, -1, -1, -1).flatten(0, 1)
 
 
-class RotaryWindowAttention(FusedWindowAttention):
+class RotaryWindowAttention(KeepsPhases, FusedWindowAttention):
     """Attention inside windows whose queries and keys turn by their place in the window, in one call.
 
     Every window counts from (0, 0), since logits see only differences. Frequencies are `rope_freqs` (2, h|1, r), x before
@@ -122,7 +123,6 @@ class RotaryWindowAttention(FusedWindowAttention):
             raise ValueError(f"a window has 2 axes, the rotary has {made.axes}")
         self.law, self.scaling, self.pairs = made.law, made.scaling, made.pairs
         self.scale *= made.logit_gain
-        self._kept: tuple[tuple[object, ...], Tensor, Tensor] | None = None
         matrix = made.frequencies.detach().transpose(0, 1).contiguous()  # (2, h|1, r)
         if isinstance(made.frequencies, nn.Parameter):
             self.rope_freqs = nn.Parameter(matrix)
@@ -147,17 +147,7 @@ class RotaryWindowAttention(FusedWindowAttention):
     def turn(self) -> Tensor:
         """Unit phases of a window, (n, 1, h|1, r): built anew where a gradient needs them or under `torch.compile`, else
         kept until window, device or frequencies change."""
-        if torch.compiler.is_compiling() or self.rope_freqs.is_inference():
-            return self._build()
-        if self.rope_freqs.requires_grad and (self.training or torch.is_grad_enabled()):
-            self._kept = None  # an optimiser may step next, and fused ones leave `_version` as it was
-            return self._build()
-        key = (self.window_size, self.rope_freqs.device, self.rope_freqs.data_ptr(), self.rope_freqs._version)
-        if self._kept is None or self._kept[0] != key:
-            with torch.inference_mode(False), torch.no_grad():
-                # the alias keeps the memory taken, so that no other tensor can come to answer to this key
-                self._kept = (key, self._build(), self.rope_freqs.detach())
-        return self._kept[1]
+        return self.phases_of(self.rope_freqs, self.window_size, self._build)
 
     def _build(self) -> Tensor:
         device = self.rope_freqs.device
@@ -167,11 +157,6 @@ class RotaryWindowAttention(FusedWindowAttention):
 
     def _positioned(self, queries_keys: Tensor) -> Tensor:
         return rotate(queries_keys, self.turn())
-
-    def train(self, mode: bool = True) -> Self:
-        """As `nn.Module.train`; forgets the phases that were kept."""
-        self._kept = None
-        return super().train(mode)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         own = (self.rope_freqs, self.rope_freqs.grad)

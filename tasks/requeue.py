@@ -61,9 +61,7 @@ class EpochCheckpoint(ModelCheckpoint):
     """Saves after epochs that ran to their end; one that `Requeue` cut short is in `requeue.ckpt` alone."""
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not any(isinstance(callback, Requeue) and callback.stopped for callback in _callbacks(trainer)):
+        if not any(
+            isinstance(callback, Requeue) and callback.stopped for callback in getattr(trainer, "callbacks", [])
+        ):
             super().on_train_epoch_end(trainer, pl_module)
-
-
-def _callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
-    return list(getattr(trainer, "callbacks", []))
