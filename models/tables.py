@@ -22,12 +22,12 @@ def resize_table(table: Tensor, old: Size, new: Size) -> Tensor:
         new: rows and columns wanted.
 
     Returns:
-        (*1, new[0] · new[1], c) in the table's dtype; the table itself where the sizes agree.
+        (*1, new[0] · new[1], c) in the table's dtype, differentiable; the table itself where the sizes agree.
     """
     if old == new:
         return table
     channels = table.shape[-1]
-    image = table.detach().float().reshape(1, *old, channels).permute(0, 3, 1, 2)
+    image = table.float().reshape(1, *old, channels).permute(0, 3, 1, 2)
     resized = interpolate(image, size=new, mode="bicubic", align_corners=False, antialias=False)
     rows = resized.permute(0, 2, 3, 1).reshape(new[0] * new[1], channels)
     return rows.reshape(*table.shape[:-2], *rows.shape).to(table.dtype)

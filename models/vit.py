@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
-from timm.layers import AttentionRope, DropPath, resample_abs_pos_embed, to_2tuple
+from timm.layers import AttentionRope, DropPath, to_2tuple
 from timm.models.eva import Eva
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -18,6 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from models.phases import PatchPhases, Positions
 from models.registration import offer
 from models.sizes import whole_patches
+from models.tables import resize_table
 from rotary import Rotary, rotate
 from rotary.frequencies import Axial, Mixed
 from rotary.positions import grid
@@ -152,20 +153,14 @@ class RopeViT(Eva):
         old, pos_embed, self.pos_embed = self.patch_embed.grid_size, self.pos_embed, None
         super().set_input_size(img_size, patch_size)
         if pos_embed is not None:
-            resized = self._resized(pos_embed, old, self.patch_embed.grid_size)
+            resized = resize_table(pos_embed, old, self.patch_embed.grid_size)
             self.pos_embed = nn.Parameter(resized.detach(), requires_grad=pos_embed.requires_grad)
-
-    @staticmethod
-    def _resized(pos_embed: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-        return resample_abs_pos_embed(
-            pos_embed, list(new), list(old), num_prefix_tokens=0, antialias=False, align_corners=False
-        )
 
     def _pos_embed(self, x: Tensor) -> tuple[Tensor, Any]:
         shape = (x.shape[1], x.shape[2]) if self.dynamic_img_size else self.patch_embed.grid_size
         x = x.flatten(1, -2) if self.dynamic_img_size else x
         if self.pos_embed is not None:
-            x = x + self._resized(self.pos_embed, self.patch_embed.grid_size, shape)
+            x = x + resize_table(self.pos_embed, self.patch_embed.grid_size, shape)
         prefix = [token.expand(len(x), -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
         x = self.pos_drop(torch.cat([*prefix, x], dim=1))
         return x, self.rope.get_embed(shape) if isinstance(self.rope, PatchPhases) else None
