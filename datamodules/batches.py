@@ -1,8 +1,12 @@
-"""The batch that every image classification datamodule hands to a task."""
+"""What datamodules hand to tasks: one NamedTuple a kind of task."""
+
+from __future__ import annotations
 
 from typing import NamedTuple
 
 from torch import Tensor
+
+from datamodules.scene import Scene
 
 
 class ImageBatch(NamedTuple):
@@ -15,3 +19,46 @@ class ImageBatch(NamedTuple):
 
     images: Tensor
     targets: Tensor
+
+
+class SceneBatch(NamedTuple):
+    """Traffic scenes, padded to b scenes of a agents over t steps of 0.1 s and m map pieces, each in a frame of its own.
+
+    Agents are those valid at the current step (index 10), padding last. What isn't valid is zero, so that no NaN can
+    travel; padding never changes valid outputs.
+
+    Attributes:
+        agent_pose: (b, a, t, 3) float32: x, y in metres and heading in radians, in the frame of the scene. Headings are
+            as the file has them, not wrapped.
+        agent_velocity: (b, a, t, 2) float32 metres a second, in the frame of the scene.
+        agent_valid: (b, a, t) bool.
+        agent_height: (b, a) float32 metres, z at the current step in the scene's coordinates.
+        agent_size: (b, a, 3) float32: length, width, height at the current step.
+        agent_type: (b, a) int64: 0 vehicle, 1 pedestrian, 2 cyclist; agents of unknown or other type count as vehicles.
+        agent_trains: (b, a) bool, whether the loss counts the agent.
+        agent_index: (b, a) int64 index of the agent in its scene, −1 where padded.
+        map_pose: (b, m, 3) float32: where a piece starts and the heading it starts with.
+        map_points: (b, m, 2, 2) float32: middle and end of a piece in its own frame (x along its heading).
+        map_type: (b, m) int64 `MapPieceType`.
+        map_light: (b, m) int64 `LightState` of the lane at the current step, 0 where there is none.
+        map_valid: (b, m) bool.
+        frame: (b, 3) float64: x, y and heading of the frame in the coordinates of the scene; a point is
+            rotate(p, heading) + (x, y).
+        scenes: the scenes themselves, b of them, uncut, for metrics and pictures.
+    """
+
+    agent_pose: Tensor
+    agent_velocity: Tensor
+    agent_valid: Tensor
+    agent_height: Tensor
+    agent_size: Tensor
+    agent_type: Tensor
+    agent_trains: Tensor
+    agent_index: Tensor
+    map_pose: Tensor
+    map_points: Tensor
+    map_type: Tensor
+    map_light: Tensor
+    map_valid: Tensor
+    frame: Tensor
+    scenes: tuple[Scene, ...]

@@ -11,7 +11,7 @@ ALLOWED = {
     "rotary": {"rotary"},
     "models": {"models", "rotary", "compat"},  # compat: models.convert is also a command
     "datamodules": {"datamodules"},
-    "tasks": {"tasks", "models", "rotary", "datamodules.batches"},
+    "tasks": {"tasks", "models", "rotary", "datamodules.batches", "datamodules.scene"},
 }
 OUTSIDE_ROTARY = {"torch", "__future__"}
 
