@@ -30,6 +30,11 @@ def extension(tested: int | Sequence[int], trained: int | Sequence[int]) -> floa
     return max(1.0, _longest(tested) / _longest(trained))
 
 
+def sides(size: int | Sequence[int]) -> str:
+    """224, or 192x256 for (height, width)."""
+    return str(size) if isinstance(size, int) else "x".join(str(side) for side in size)
+
+
 def papers_resolutions(trained: int | Sequence[int], step: int) -> str:
     """The eight resolutions that arXiv 2403.13298 tests a 224-pixel model at, in proportion to `trained`, as a sweep."""
     wanted = [side * _longest(trained) / 224 for side in (96, 144, 192, 224, 256, 320, 384, 512)]
@@ -37,9 +42,10 @@ def papers_resolutions(trained: int | Sequence[int], step: int) -> str:
 
 
 def register_resolvers() -> None:
-    """`${extension:tested,trained}`, `${patches:size,patch}` and `${papers_resolutions:trained,step}` in configs."""
+    """`${extension:tested,trained}`, `${patches:size,patch}`, `${sides:size}`, `${papers_resolutions:trained,step}`."""
     OmegaConf.register_new_resolver("papers_resolutions", papers_resolutions, replace=True)
     OmegaConf.register_new_resolver("extension", extension, replace=True)
+    OmegaConf.register_new_resolver("sides", sides, replace=True)
     OmegaConf.register_new_resolver("patches", lambda size, patch: _longest(size) // int(patch), replace=True)
 
 
@@ -68,23 +74,52 @@ def one_line_errors(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig],
     return guarded
 
 
-def with_overrides_of_checkpoint(arguments: list[str]) -> None:
-    """Put the overrides that a checkpoint was trained with before the user's own, in place; the user's win key by key."""
+def newest_checkpoint(arguments: list[str], folder: str | Path = "outputs") -> None:
+    """Replace `ckpt=last` by the newest `last.ckpt` among the runs of the task, in place.
+
+    Raises:
+        ValueError: there is no run of this task.
+    """
+    if "ckpt=last" not in arguments:
+        return
+    task = next((argument.split("=", 1)[1] for argument in arguments if argument.startswith("task=")), "*")
+    found = sorted(Path(folder).glob(f"{task}/*/last.ckpt"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise ValueError(f"ckpt=last: no {folder}/{task}/*/last.ckpt; train first, or give a path")
+    arguments[arguments.index("ckpt=last")] = f"ckpt={found[-1]}"
+
+
+def with_overrides_of_checkpoint(arguments: list[str], swept: Sequence[str] = ("pos", "seed")) -> None:
+    """Put the overrides that a checkpoint was trained with before the user's own, in place; the user's win key by key.
+
+    Where `ckpt` is a folder of runs, the first of them speaks for all, but for the `swept` keys in which they differ.
+    """
     given = dict(argument.split("=", 1) for argument in arguments[1:] if "=" in argument)
     path = given.get("ckpt")
-    if path is None or not Path(path).is_file():
+    if path is None:
         return
+    runs = sorted(Path(path).glob("*/last.ckpt")) if Path(path).is_dir() else []
+    of_training = ["ckpt", "resume", "fused_attention", "trainer", "callbacks", "loggers", "hydra"]
+    of_training += swept if runs else []
     try:
-        overrides: list[str] = recorded(path)["overrides"]
-    except ValueError:
+        overrides: list[str] = recorded(runs[0] if runs else path)["overrides"]
+    except (ValueError, OSError):
         return
-    of_training = ("ckpt", "resume", "fused_attention", "trainer", "callbacks", "loggers", "hydra")
     kept = [
         override
         for override in overrides
         if (key := override.lstrip("+~").split("=", 1)[0]) not in given and key.split(".")[0] not in of_training
     ]
     arguments[1:1] = kept
+
+
+def given_arguments(arguments: list[str]) -> None:
+    """What both entry scripts do to the command line before hydra reads it: `ckpt=last` becomes a path, in place."""
+    try:
+        newest_checkpoint(arguments)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def prepare(cfg: DictConfig) -> None:

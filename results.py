@@ -46,6 +46,32 @@ def append_row(path: str | Path, row: Mapping[str, Any]) -> None:
         os.replace(temporary, path)
 
 
+def rows_of(metrics: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Lightning's metrics as rows: `test/top1` gives one row; `test/POLICY/NAME` one row a policy, with that column."""
+    rows: dict[str, dict[str, Any]] = {}
+    for name, value in metrics.items():
+        _, *policy, metric = name.split("/")
+        row = rows.setdefault("/".join(policy), {"policy": "/".join(policy)} if policy else {})
+        row[metric] = round(value, 6)
+    return list(rows.values())
+
+
+def print_point(rows: Sequence[Mapping[str, Any]]) -> None:
+    """One row as a line; several, which share their point, as a table with a column a row."""
+    if len(rows) == 1:
+        print("  ".join(f"{key}={value}" for key, value in rows[0].items()))
+        return
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    shared = [key for key in keys if len({str(row.get(key, "")) for row in rows}) == 1]
+    table = Table(title="  ".join(f"{key}={rows[0][key]}" for key in shared if key in rows[0]))
+    first, *others = [key for key in keys if key not in shared]
+    for column in (first, *(str(row[first]) for row in rows)):
+        table.add_column(column, justify="left" if column == first else "right")
+    for key in others:
+        table.add_row(key, *(str(row.get(key, "")) for row in rows))
+    Console(width=None if os.isatty(1) else 140).print(table)
+
+
 def _pixels(resolution: str) -> float:
     sides = [int(side) for side in resolution.split("x")]
     product = 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import compat  # noqa: F401  isort: skip
 
+import sys
 from pathlib import Path
 
 import hydra
@@ -12,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from launch import one_line_errors, prepare, register_resolvers
+from launch import given_arguments, one_line_errors, prepare, register_resolvers
 from models.convert import load_checkpoint
 from tasks.base import Task
 from tasks.record import Record, recorded
@@ -49,4 +50,5 @@ if __name__ == "__main__":
     # not from __main__, so that a launcher's worker imports this file, compat first
     from train import main as imported
 
+    given_arguments(sys.argv)
     imported()

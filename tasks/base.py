@@ -50,6 +50,9 @@ class Task(pl.LightningModule, Generic[Batch]):
     def measure(self, batch: Batch) -> Mapping[str, Any]:
         """Update the metrics with a held-out batch and return those to log."""
 
+    def evaluate_at(self) -> None:
+        """Prepare the model for a point of an evaluation; tasks that take arguments get them from `evaluation.point`."""
+
     def on_fit_start(self) -> None:
         """Ranks draw their own drop paths and augmentations; weights were made from one seed and stay equal."""
         if self.trainer.world_size > 1:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -60,6 +60,11 @@ class Classification(Task[ImageBatch]):
         self.criterion = criterion
         self.top1 = MulticlassAccuracy(num_classes, top_k=1, average="micro")
         self.top5 = MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro")
+
+    def evaluate_at(self, resolution: int | Sequence[int]) -> None:  # type: ignore[override]
+        """Let the model take images of another size: a side, or (height, width)."""
+        size = (resolution, resolution) if isinstance(resolution, int) else tuple(resolution)
+        cast(Any, self.model).set_input_size(size)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model(images)

@@ -10,6 +10,8 @@ import folder
 import pytest
 import torch
 
+from launch import newest_checkpoint, with_overrides_of_checkpoint
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -101,3 +103,26 @@ def test_a_resolution_that_is_no_multiple_is_named(trained, tmp_path):
     done = run("evaluate.py", f"ckpt={trained}/last.ckpt", "resolution=30", f"results={results}", ok=False)
     assert "isn't a multiple of the patch (4); the nearest is" in done.stderr
     assert not results.exists()
+
+
+def test_last_is_the_newest_run_of_the_task(tmp_path):
+    for age, name in ((20, "imagenet/b"), (10, "imagenet/a"), (5, "other/c")):
+        path = tmp_path / name / "last.ckpt"
+        path.parent.mkdir(parents=True)
+        path.touch()
+        os.utime(path, (1e9 - age, 1e9 - age))
+    arguments = ["evaluate.py", "task=imagenet", "ckpt=last"]
+    newest_checkpoint(arguments, tmp_path)
+    assert arguments[2] == f"ckpt={tmp_path}/imagenet/a/last.ckpt"
+    with pytest.raises(ValueError, match="train first"):
+        newest_checkpoint(["evaluate.py", "task=lm", "ckpt=last"], tmp_path)
+
+
+def test_a_folder_of_runs_speaks_through_its_first(trained, tmp_path):
+    (tmp_path / "axial-seed0").symlink_to(trained)
+    arguments = ["evaluate.py", f"ckpt={tmp_path}", "epochs=7"]
+    with_overrides_of_checkpoint(arguments, swept=("position",))
+    assert "task=imagenet" in arguments
+    assert not any(argument.startswith("position=") for argument in arguments)
+    assert arguments.count("epochs=7") == 1
+    assert "epochs=2" not in arguments

@@ -4,7 +4,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
-from results import append_row, curves, draw, read_rows, report
+from results import append_row, curves, draw, print_point, read_rows, report, rows_of
 
 
 def row(model, resolution, top1, ckpt="a", scaling="identity"):
@@ -56,3 +56,13 @@ def test_draw_replaces_the_figure_whole(tmp_path):
     first = (tmp_path / "x.png").stat().st_ino
     draw(rows, tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_ino != first
+
+
+def test_metrics_become_a_row_a_policy(capsys):
+    assert rows_of({"test/top1": 0.5, "test/loss": 1.0}) == [{"top1": 0.5, "loss": 1.0}]
+    rows = rows_of({"test/model/ade": 1.0, "test/still/ade": 2.0, "test/model/nll": 3.0})
+    assert rows == [{"policy": "model", "ade": 1.0, "nll": 3.0}, {"policy": "still", "ade": 2.0}]
+    print_point([{"agents": 8, **row} for row in rows])
+    said = capsys.readouterr().out
+    assert "agents=8" in said
+    assert "still" in said
