@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import pytorch_lightning as pl
 import torch
@@ -50,6 +50,10 @@ class Task(pl.LightningModule, Generic[Batch]):
     def measure(self, batch: Batch) -> Mapping[str, Any]:
         """Update the metrics with a held-out batch and return those to log."""
 
+    def batch_size(self, batch: Batch) -> int:
+        """What a batch weighs in a mean over batches: the length of its first tensor."""
+        return len(cast("tuple[Tensor, ...]", batch)[0])
+
     def evaluate_at(self) -> None:
         """Prepare the model for a point of an evaluation; tasks that take arguments get them from `evaluation.point`."""
 
@@ -67,16 +71,18 @@ class Task(pl.LightningModule, Generic[Batch]):
                 f"loss is {float(total.detach())} ({values}) at epoch {self.current_epoch}, step {self.global_step}; "
                 "stopped before the step: lower task.optimizer.lr, or train in trainer.precision=32-true"
             )
-        self.log_dict({f"train/{name}": part for name, part in parts.items()}, prog_bar=True)
+        scores = {f"train/{name}": part for name, part in parts.items()}
+        self.log_dict(scores, prog_bar=True, batch_size=self.batch_size(batch))
         return total
 
     def validation_step(self, batch: Batch, index: int) -> None:
-        self.log_dict(
-            {f"val/{k}": v for k, v in self.measure(batch).items()}, on_epoch=True, prog_bar=True, sync_dist=True
-        )
+        scores = {f"val/{name}": value for name, value in self.measure(batch).items()}
+        size = self.batch_size(batch)
+        self.log_dict(scores, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=size)
 
     def test_step(self, batch: Batch, index: int) -> None:
-        self.log_dict({f"test/{k}": v for k, v in self.measure(batch).items()}, on_epoch=True, sync_dist=True)
+        scores = {f"test/{name}": value for name, value in self.measure(batch).items()}
+        self.log_dict(scores, on_epoch=True, sync_dist=True, batch_size=self.batch_size(batch))
 
     def configure_model(self) -> None:
         """Shard block by block under FSDP2; other strategies need nothing."""
