@@ -38,7 +38,7 @@ def run(cfg: DictConfig) -> None:
     task: Task = instantiate(cfg.task)
     load_checkpoint(task.model, cfg.weights)
     task.evaluate_at(**OmegaConf.to_container(cfg.evaluation.point, resolve=True))  # type: ignore[arg-type]
-    callbacks = list(instantiate(cfg.evaluation.callbacks).values())
+    callbacks = [callback for callback in instantiate(cfg.evaluation.callbacks).values() if callback is not None]
     trainer: pl.Trainer = instantiate(cfg.trainer, logger=False, enable_checkpointing=False, callbacks=callbacks)
     measure = trainer.test if cfg.split == "test" else trainer.validate
     (metrics,) = measure(task, datamodule=datamodule, verbose=False)

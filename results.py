@@ -140,6 +140,86 @@ class ResolutionFigure(Callback):
         report(config.results)
 
 
+def spread(values: Sequence[float]) -> str:
+    """The mean, ± half the range where there are several."""
+    mean, half = sum(values) / len(values), (max(values) - min(values)) / 2
+    digits = 0 if abs(mean) >= 1000 else 3
+    return f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if len(values) > 1 else "")
+
+
+class SweepReport(Callback):
+    """After the last point of a sweep over `x`: a table of all rows of the file, and a figure where x counts something.
+
+    A line is a model, or another policy that was scored beside it; checkpoints that share a line and an x are averaged.
+
+    Args:
+        x: the column that was swept.
+        metrics: columns to show; the figure has a panel each.
+    """
+
+    def __init__(self, x: str, metrics: Sequence[str]) -> None:
+        self.x, self.metrics = x, list(metrics)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        self.report(config.results)
+
+    def points(self, rows: Sequence[Mapping[str, str]]) -> dict[tuple[str, str], dict[str, list[float]]]:
+        """(line, x) → metric → one value a checkpoint; the last row of each counts."""
+        latest = {(r.get("policy", ""), r["model"], r[self.x], r["ckpt"]): r for r in rows if r.get(self.x)}
+        found: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        for (policy, model, x, _), row in latest.items():
+            line = model if policy in ("", "model") else policy
+            for metric in self.metrics:
+                if row.get(metric) not in (None, "", "nan"):
+                    found[line, x][metric].append(float(row[metric]))
+        return found
+
+    def report(self, path: str | Path) -> None:
+        """Table on the terminal, and `sweep_X.png` beside the file.
+
+        Raises:
+            ValueError: no row of the file has x.
+        """
+        path, points = Path(path), self.points(read_rows(path))
+        if not points:
+            raise ValueError(f"{path}: no rows with {self.x}")
+        counted = all(x.isdigit() for _, x in points)
+        table = Table(title=f"by {self.x}, {path}")
+        for column in ("", self.x, *self.metrics):
+            table.add_column(column, justify="left" if column == "" else "right")
+        order = sorted(points, key=lambda key: (key[0], int(key[1]))) if counted else list(points)
+        for key in order:
+            table.add_row(*key, *(spread(points[key][m]) if points[key][m] else "" for m in self.metrics))
+        Console(width=None if os.isatty(1) else 160).print(table)
+        if counted:
+            figure = path.parent / f"sweep_{self.x}.png"
+            self._draw(points, order, figure)
+            print(f"figure: {figure}")
+
+    def _draw(self, points: Mapping[tuple[str, str], Any], order: Sequence[tuple[str, str]], path: Path) -> None:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+
+        figure, panels = pyplot.subplots(
+            1, len(self.metrics), figsize=(3.4 * len(self.metrics), 3.4), layout="constrained", squeeze=False
+        )
+        for axes, metric in zip(panels[0], self.metrics, strict=True):
+            for line in dict.fromkeys(name for name, _ in order):
+                shown = [(int(x), points[name, x][metric]) for name, x in order if name == line and points[name, x][metric]]
+                if shown:
+                    axes.plot([x for x, _ in shown], [sum(v) / len(v) for _, v in shown], "o-", markersize=3, label=line)
+            axes.set(xscale="log", xlabel=self.x, title=metric)
+            if metric.endswith(("bytes", "_s", "_ms")):
+                axes.set_yscale("log")
+            axes.grid(alpha=0.3)
+        panels[0, -1].legend(fontsize=7)
+        figure.savefig(path.with_suffix(".partial.png"), dpi=130)
+        os.replace(path.with_suffix(".partial.png"), path)
+        pyplot.close(figure)
+
+
 def report(path: str | Path) -> None:
     """Table on the terminal and `resolution.png` beside the file, of all rows with top-1."""
     path = Path(path)

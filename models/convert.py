@@ -179,9 +179,9 @@ def _check(path: str | Path, source: str, state: State, target: State) -> None:
         if keys
     ]
     if faults:
-        raise ValueError(
-            f"{path} ({source}) seems to be {describe(state)}; the model is {describe(target)}; {'; '.join(faults)}"
-        )
+        vision = "patch_embed.proj.weight" in target
+        kinds = f"seems to be {describe(state)}; the model is {describe(target)}" if vision else "doesn't fit the model"
+        raise ValueError(f"{path} ({source}) {kinds}; {'; '.join(faults)}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
