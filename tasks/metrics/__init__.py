@@ -1,0 +1,1 @@
+"""Metrics of traffic simulation and motion forecasting, in torch, reducible over processes."""
