@@ -24,6 +24,9 @@ lint: $(VENV)/dev.stamp
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m bench.rotary --json outputs/bench/rotary.json
 	$(BIN)/python -m bench.vit --json outputs/bench/vit.json
+	$(BIN)/python -m bench.data --json outputs/bench/data.json
+	$(BIN)/python -m bench.agents --json outputs/bench/agents.json
+	$(BIN)/python -m bench.sim_agents --json outputs/bench/sim_agents.json
 
 $(VENV)/python.stamp:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -37,7 +40,7 @@ $(VENV)/train.stamp: $(VENV)/python.stamp pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/dev.stamp: $(VENV)/train.stamp
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,waymo,dev]'
 	touch $@
 
 clean:

@@ -95,6 +95,7 @@ def to_scene(recorded: Recorded, tally: Counter[str] | None = None) -> Scene:
     _check_index(recorded, "sdc_track_index", recorded.sdc, agents)
     for index in recorded.to_predict.tolist():
         _check_index(recorded, "tracks_to_predict", index, agents)
+    _check_index(recorded, "step of a light", int(recorded.light_steps.max(initial=0)), steps)
     tally = Counter() if tally is None else tally
 
     valid = recorded.valid

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-OURS = {"rotary", "models", "tasks", "datamodules", "launch", "results", "compat", "bench"}
+OURS = {"tools", "rotary", "models", "tasks", "datamodules", "launch", "results", "compat", "bench"}
 ALLOWED = {
     "rotary": {"rotary"},
     "models": {"models", "rotary", "compat"},  # compat: models.convert is also a command
