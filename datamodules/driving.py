@@ -53,6 +53,7 @@ class Driving(lightning.LightningDataModule):
         batch_size: scenes a batch and rank.
         canonical: frames at the self-driving car, along its heading; False keeps those of the scenes.
         rotation: turn training frames by random angles.
+        stretch: multiply distances and speeds of training scenes by random factors up to this, and down to its inverse.
         max_agents: agents of a training scene, at most: the nearest to the self-driving car and those with a role.
         max_held_out_agents: agents of a held-out scene; with more it is refused, for none may be left out.
         max_pieces: map pieces of a scene, at most: those nearest to an agent at the current step.
@@ -70,6 +71,7 @@ class Driving(lightning.LightningDataModule):
         batch_size: int = 4,
         canonical: bool = True,
         rotation: bool = False,
+        stretch: float = 1.0,
         max_agents: int | None = 64,
         max_held_out_agents: int | None = None,
         max_pieces: int | None = 1024,
@@ -84,9 +86,13 @@ class Driving(lightning.LightningDataModule):
         self.repeats = repeats
         self.num_workers = num_workers
         self.seed = seed
-        self.view = SceneView(canonical=canonical, rotation=rotation, max_agents=max_agents, max_pieces=max_pieces)
+        if stretch < 1:
+            raise ValueError(f"datamodule.stretch is {stretch}, expected at least 1")
+        self.view = SceneView(
+            canonical=canonical, rotation=rotation, stretch=stretch, max_agents=max_agents, max_pieces=max_pieces
+        )
         self.held_out_view = replace(
-            self.view, rotation=False, observed=None, max_agents=max_held_out_agents, drop_agents=False
+            self.view, rotation=False, stretch=1.0, observed=None, max_agents=max_held_out_agents, drop_agents=False
         )
         self.datasets: dict[Split, ViewedScenes] = {}
 

@@ -22,6 +22,8 @@ class SceneView:
         canonical: the frame's origin is the self-driving car's pose at the current step, x along its heading; False keeps
             the axes and origin of the scene.
         rotation: True turns the frame by a random angle.
+        stretch: for training, distances and speeds, but not agents, are multiplied by a random factor between 1 / stretch
+            and stretch (TrajTok, arXiv 2506.21618, does so by up to a fifth): few recordings then show many speeds.
         observed: states farther away count as not valid; None sees all.
         trained: agents up to here count in the loss if they have `future_steps` valid future steps.
         future_steps: see `trained`.
@@ -34,6 +36,7 @@ class SceneView:
 
     canonical: bool = True
     rotation: bool = False
+    stretch: float = 1.0
     observed: float | None = 150.0
     trained: float = 100.0
     future_steps: int = 5
@@ -112,7 +115,10 @@ def view(scene: Scene, settings: SceneView) -> ViewedScene:
     trains = _trained(scene, valid, distance[:, scene.current], settings)
     seen = valid[index]
     pose = to_frame(torch.cat((scene.positions[index, :, :2], scene.headings[index, :, None]), -1), frame)
-    velocity = turned(scene.velocities[index].double(), -frame[2])
+    factor = math.exp(math.log(settings.stretch) * (2 * torch.rand(()).item() - 1)) if settings.stretch > 1 else 1.0
+    longer = torch.tensor([factor, factor, 1.0], dtype=torch.float64)
+    pose = pose * longer
+    velocity = factor * turned(scene.velocities[index].double(), -frame[2])
     broken = seen & ~(pose.isfinite().all(-1) & velocity.isfinite().all(-1))
     if broken.any():
         agent, step = broken.nonzero()[0].tolist()
@@ -133,8 +139,8 @@ def view(scene: Scene, settings: SceneView) -> ViewedScene:
         agent_type=torch.where(known, types - AgentType.VEHICLE, 0),
         agent_trains=trains[index],
         agent_index=index,
-        map_pose=to_frame(pieces.pose[near], frame).float(),
-        map_points=pieces.points[near].float(),
+        map_pose=(to_frame(pieces.pose[near], frame) * longer).float(),
+        map_points=factor * pieces.points[near].float(),
         map_type=pieces.type[near],
         map_light=pieces.light[near],
         frame=frame,
