@@ -293,3 +293,25 @@ def test_sources_mix_and_too_few_scenes_are_refused():
         data.train_dataloader()
     with pytest.raises(ValueError, match=r"datamodule\.train"):
         Driving(Nothing, Nothing, Nothing).setup("fit")
+
+
+def test_stretching_multiplies_distances_and_speeds_alone():
+    scene = synthetic_scene(1, agents=24)
+    plain, stretched = view(scene, SceneView()), view(scene, SceneView(stretch=2.0))
+    factor = float(stretched.agent_velocity.norm() / plain.agent_velocity.norm())
+    assert 0.5 <= factor <= 2
+    assert abs(factor - 1) > 1e-3
+    scale = torch.tensor([factor, factor, 1.0])
+    torch.testing.assert_close(stretched.agent_pose, plain.agent_pose * scale, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(stretched.map_pose, plain.map_pose * scale, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(stretched.map_points, plain.map_points * factor, rtol=1e-5, atol=1e-5)
+    assert torch.equal(stretched.agent_size, plain.agent_size)
+
+
+def test_held_out_scenes_are_never_stretched_or_turned():
+    source = partial(SyntheticScenes, count=2, agents=4)
+    driving = Driving(source, source, source, rotation=True, stretch=2.0)
+    assert driving.held_out_view.stretch == 1.0
+    assert not driving.held_out_view.rotation
+    with pytest.raises(ValueError, match=r"stretch is 0\.5"):
+        Driving(source, source, source, stretch=0.5)
