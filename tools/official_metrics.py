@@ -150,7 +150,7 @@ def _rollouts(arguments: argparse.Namespace) -> Iterator[tuple[Scene, Rollouts]]
             yield scene, Rollouts.of_scene(scene, *constant_velocity(scene))
         return
     file = RolloutFile(arguments.rollouts)
-    for scene in find_scenes(arguments.scenes, file.scenario_ids, arguments.predict):
+    for scene in find_scenes(arguments.scenes, arguments.only or file.scenario_ids, arguments.predict):
         yield scene, file[scene.scenario_id]
 
 
@@ -160,11 +160,14 @@ def main(arguments: Iterable[str] | None = None) -> int:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--rollouts", type=Path, help="file that tasks.rollout_file wrote")
     source.add_argument("--constant-velocity", nargs="+", metavar="ID", help="scenarios to simulate so instead")
+    parser.add_argument("--only", nargs="+", metavar="ID", help="score these scenarios of --rollouts, not all")
     parser.add_argument("--scenes", default=EMBEDDED, help="'embedded', or TFRecord file or folder of Scenarios")
     parser.add_argument("--year", type=int, choices=sorted(CONFIGS), default=max(CONFIGS), help="of the rules")
     parser.add_argument("--predict", type=int, default=8, help="agents to predict in embedded scenes (default 8)")
     parser.add_argument("--json", type=Path, help="also write all results here")
     chosen = parser.parse_args(None if arguments is None else list(arguments))
+    if chosen.only and not chosen.rollouts:
+        parser.error("--only chooses among --rollouts; --constant-velocity names its scenarios itself")
     lacking = missing_packages()
     if lacking:
         print(f"error: this environment lacks {', '.join(lacking)}. `make oracle`, or:\n{INSTALL}", file=sys.stderr)

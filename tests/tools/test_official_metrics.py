@@ -12,6 +12,8 @@ import torch
 from datamodules.embedded_source import SourceError
 from datamodules.scene import AgentType
 from datamodules.synthetic_scenes import synthetic_scene
+from datamodules.tfrecord import write_tfrecord
+from datamodules.waymo_scenario import write_scenario
 from tasks.metrics.sim_agents import SimAgents
 from tasks.rollout_file import Rollouts, save_rollouts
 from tools import official_metrics
@@ -84,6 +86,32 @@ def test_missing_files(monkeypatch, capsys, arguments, text):
     monkeypatch.setattr(official_metrics, "ORACLE", ())
     assert main(arguments) == 2
     assert text in capsys.readouterr().err
+
+
+def test_only_some_of_a_file(monkeypatch, capsys, tmp_path):
+    scenes = [synthetic_scene(seed, agents=5) for seed in (1, 2, 3)]
+    names = [scene.scenario_id for scene in scenes]
+    write_tfrecord(tmp_path / "scenes.tfrecord", map(write_scenario, scenes))
+    save_rollouts(tmp_path / "r.safetensors", [Rollouts.of_scene(s, *constant_velocity(s, 2)) for s in scenes])
+    monkeypatch.setattr(official_metrics, "ORACLE", ())
+    scored = []
+
+    def note(scene, rollouts, year):
+        assert rollouts.scenario_id == scene.scenario_id
+        scored.append(scene.scenario_id)
+        return {}
+
+    monkeypatch.setattr(official_metrics, "official_scores", note)
+    command = ["--rollouts", str(tmp_path / "r.safetensors"), "--scenes", str(tmp_path / "scenes.tfrecord")]
+    assert main([*command, "--only", names[2], names[0]]) == 0
+    assert sorted(scored) == sorted([names[0], names[2]])
+    assert main(command) == 0
+    assert sorted(scored[2:]) == sorted(names)
+    assert main([*command, "--only", "feed"]) == 2
+    assert "feed" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--constant-velocity", names[0], "--only", names[0]])
+    assert "--only chooses among --rollouts" in capsys.readouterr().err
 
 
 def test_embedded_windows():
