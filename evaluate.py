@@ -47,7 +47,8 @@ def run(cfg: DictConfig) -> None:
         rows = [{**columns, **row, **about} for row in rows_of(metrics)]
         for row in rows:
             append_row(cfg.results, row)
-        print_point(rows)
+        if rows:
+            print_point(rows)
 
 
 main = hydra.main(version_base="1.3", config_path=str(Path(__file__).parent / "configs"), config_name="evaluate")(run)

@@ -108,7 +108,8 @@ def with_overrides_of_checkpoint(arguments: list[str], swept: Sequence[str] = ("
     kept = [
         override
         for override in overrides
-        if (key := override.lstrip("+~").split("=", 1)[0]) not in given and key.split(".")[0] not in of_training
+        if (key := override.lstrip("+~").split("=", 1)[0]) not in given
+        and key.split(".")[0] not in (*of_training, *given)  # a group chosen anew has other keys
     ]
     arguments[1:1] = kept
 

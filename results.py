@@ -186,7 +186,7 @@ class SweepReport(Callback):
         counted = all(x.isdigit() for _, x in points)
         table = Table(title=f"by {self.x}, {path}")
         for column in ("", self.x, *self.metrics):
-            table.add_column(column, justify="left" if column == "" else "right")
+            table.add_column(column, justify="left" if column == "" else "right", overflow="fold")
         order = sorted(points, key=lambda key: (key[0], int(key[1]))) if counted else list(points)
         for key in order:
             table.add_row(*key, *(spread(points[key][m]) if points[key][m] else "" for m in self.metrics))
@@ -207,9 +207,13 @@ class SweepReport(Callback):
         )
         for axes, metric in zip(panels[0], self.metrics, strict=True):
             for line in dict.fromkeys(name for name, _ in order):
-                shown = [(int(x), points[name, x][metric]) for name, x in order if name == line and points[name, x][metric]]
+                shown = [
+                    (int(x), points[name, x][metric]) for name, x in order if name == line and points[name, x][metric]
+                ]
                 if shown:
-                    axes.plot([x for x, _ in shown], [sum(v) / len(v) for _, v in shown], "o-", markersize=3, label=line)
+                    axes.plot(
+                        [x for x, _ in shown], [sum(v) / len(v) for _, v in shown], "o-", markersize=3, label=line
+                    )
             axes.set(xscale="log", xlabel=self.x, title=metric)
             if metric.endswith(("bytes", "_s", "_ms")):
                 axes.set_yscale("log")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal, cast
@@ -86,8 +87,13 @@ class Driving(lightning.LightningDataModule):
         self.repeats = repeats
         self.num_workers = num_workers
         self.seed = seed
-        if stretch < 1:
-            raise ValueError(f"datamodule.stretch is {stretch}, expected at least 1")
+        if not isinstance(stretch, int | float) or not 1 <= stretch < math.inf:
+            raise ValueError(f"datamodule.stretch is {stretch}, expected a number, at least 1")
+        caps = {"max_agents": max_agents, "max_held_out_agents": max_held_out_agents}
+        counts = {"batch_size": batch_size, "repeats": repeats, **{key: n for key, n in caps.items() if n is not None}}
+        for name, count in counts.items():
+            if not isinstance(count, int) or count < 1:
+                raise ValueError(f"datamodule.{name} is {count}, expected a whole number, at least 1")
         self.view = SceneView(
             canonical=canonical, rotation=rotation, stretch=stretch, max_agents=max_agents, max_pieces=max_pieces
         )

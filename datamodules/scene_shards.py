@@ -18,12 +18,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-import google_crc32c
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from datamodules.scene import Scene
+from datamodules.waymo_extra import google_crc32c
 
 MAGIC = b"scenes\x00\x01"
 SUFFIX = ".scenes"

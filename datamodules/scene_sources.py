@@ -87,10 +87,15 @@ class SyntheticScenes(Dataset[Scene]):
         first_seed: seed of the first; splits must not overlap.
         agents: least and greatest number of agents, drawn by seed; or one number.
         turns: see `synthetic_scene`.
+
+    Raises:
+        ValueError: the numbers of agents are no range.
     """
 
     def __init__(self, count: int, first_seed: int = 0, agents: int | Sequence[int] = (8, 48), turns: int = 0) -> None:
         least, most = (agents, agents) if isinstance(agents, int) else agents
+        if not 1 <= least <= most:
+            raise ValueError(f"synthetic scenes: agents={agents}, expected at least 1, the least number first")
         self.count, self.first_seed, self.turns = count, first_seed, turns
         self.least, self.most = least, most
 

@@ -13,8 +13,9 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import google_crc32c
 import numpy as np
+
+from datamodules.waymo_extra import google_crc32c
 
 _HEAD, _TAIL = 12, 4  # bytes before and after the data
 _LENGTH = struct.Struct("<Q")

@@ -17,11 +17,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-from google.protobuf.message import DecodeError
 
 from datamodules.protos import example_pb2
 from datamodules.recorded import STEP, Recorded, to_scene
 from datamodules.scene import FeatureType, Scene
+from datamodules.waymo_extra import DecodeError
 from datamodules.waymo_scenario import read_scenario
 from datamodules.wire import varint, varints
 

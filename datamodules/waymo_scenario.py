@@ -14,11 +14,11 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
-from google.protobuf.message import DecodeError
 
 from datamodules.protos import scenario_pb2, scenario_raw_pb2
 from datamodules.recorded import CURRENT, STEP, Recorded, indices_of, to_scene
 from datamodules.scene import FeatureType, Scene
+from datamodules.waymo_extra import DecodeError
 from datamodules.waymo_map import KINDS, read_features, read_lights
 from datamodules.waymo_tracks import read_tracks
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from models.near_blocks import Blocks
 from models.pose_attention import Keys, PoseAttention, Visible
 
 
@@ -92,7 +93,8 @@ class Surroundings(NamedTuple):
 
     Attributes:
         in_time, seen_in_time: agents' own tokens: (B, a), s queries.
-        on_map, seen_on_map: all tokens of a scene as queries of its map: (b), g · a · s queries.
+        on_map, seen_on_map: all tokens of a scene as queries of its map: (b), g · a · s queries; with `blocks`, by blocks.
+        blocks: the blocks of queries, and the pieces that each may see; None where all are computed.
         of_map: place of the m map pieces, (b).
         at_step, seen_at_step: agents of a step: (B, s), a queries.
     """
@@ -101,6 +103,7 @@ class Surroundings(NamedTuple):
     seen_in_time: Visible
     on_map: Tensor | None
     seen_on_map: Visible
+    blocks: Blocks | None
     of_map: Tensor | None
     at_step: Tensor | None
     seen_at_step: Visible
@@ -164,6 +167,12 @@ class AgentBlock(nn.Module):
         keys = map_source if isinstance(map_source, Keys) else self.map.keys_of(map_source, around.of_map)
         x = self.past(x, around.in_time, around.seen_in_time, remember=remember)
         shared = x.reshape(keys.key.shape[0], -1, x.shape[-1])
-        x = self.map(shared, around.on_map, around.seen_on_map, keys=keys).view(x.shape)
+        if around.blocks is None:
+            shared = self.map(shared, around.on_map, around.seen_on_map, keys=keys)
+        else:
+            near = around.blocks.near_keys(keys)
+            parts = self.map(around.blocks.split(shared), around.on_map, around.seen_on_map, keys=near)
+            shared = around.blocks.merge(parts, shared)
+        x = shared.view(x.shape)
         beside = self.others(x.transpose(1, 2), around.at_step, around.seen_at_step)
         return beside.transpose(1, 2).contiguous(), keys

@@ -16,8 +16,9 @@ from torch.nn.functional import pad
 from models.agent_cache import AgentCache, MapContext
 from models.agent_layers import AgentBlock, AttentionLayer, Surroundings
 from models.agent_tokens import SUBSTEPS, AgentTokens, MapTokens
-from models.motion_head import CLASSES, MotionHead
-from models.pose_attention import PoseAttention, visible, within
+from models.motion_head import CLASSES, ClassLinear, MotionHead
+from models.near_blocks import blocks_within
+from models.pose_attention import PoseAttention, Visible, visible, within
 
 _METRES, _SPEED, _PIECE = 5.0, 10.0, 5.0  # bring a motion, its speed and a map piece to the order of one
 
@@ -99,7 +100,7 @@ class AgentModel(nn.Module):
         map_types, map_lights: how many codes of map pieces and of lights there are.
 
     Raises:
-        ValueError: a size isn't positive, or the frequencies don't suit the heads.
+        ValueError: a size isn't positive, the head reads another width, or the frequencies don't suit the heads.
     """
 
     def __init__(
@@ -126,9 +127,13 @@ class AgentModel(nn.Module):
         map_lights: int = 9,
     ) -> None:
         super().__init__()
-        for name, value in (("width", width), ("agent_layers", agent_layers), ("tokens_back", tokens_back)):
+        sizes = {"width": width, "heads": heads, "head_dim": head_dim}
+        for name, value in {**sizes, "agent_layers": agent_layers, "tokens_back": tokens_back}.items():
             if value < 1:
                 raise ValueError(f"AgentModel: {name}={value}, expected at least 1")
+        for reader in head.modules():
+            if isinstance(reader, ClassLinear) and reader.maps[0].in_features != width:
+                raise ValueError(f"AgentModel: width={width}, but its head reads dim={reader.maps[0].in_features}")
         self.map_radius, self.map_agent_radius, self.agent_radius = map_radius, map_agent_radius, agent_radius
         self.tokens_back = tokens_back
         shape = {"width": width, "heads": heads, "head_dim": head_dim}
@@ -162,17 +167,25 @@ class AgentModel(nn.Module):
         x = self.map_encoder.embed(tokens)
         if self.absolute is not None:
             x = x + self.absolute(tokens.pose)
-        place = _place(self.phases, tokens.pose)
-        mask = tokens.valid[:, None]
-        if self.map_radius is not None:
-            mask = mask & within(tokens.pose, tokens.pose, self.map_radius)
-        seen = visible(mask, x.dtype)
+        pose, valid = tokens.pose, tokens.valid
+        blocks = blocks_within(pose, valid, pose, valid, self.map_radius)
+        if blocks is None:
+            place, seen = _place(self.phases, pose), _seen(pose, pose, valid, self.map_radius, x.dtype)
+            for block in self.map_encoder.blocks:
+                x = block(x, place, seen)
+            return MapContext(x, pose, valid)
+        place, seen = _place(self.phases, blocks.split(pose)), blocks.visible(pose, pose, x.dtype)
+        parts = blocks.split(x)
         for block in self.map_encoder.blocks:
-            x = block(x, place, seen)
-        return MapContext(x, tokens.pose, tokens.valid)
+            parts = block(parts, place, seen, remember=blocks.near_own_keys)
+        return MapContext(blocks.merge(parts, x), pose, valid)
 
     def forward(
-        self, tokens: AgentTokens, map: MapTokens | MapContext | None, cache: AgentCache | None = None
+        self,
+        tokens: AgentTokens,
+        map: MapTokens | MapContext | None,
+        cache: AgentCache | None = None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
         """Predict the motion that follows each token.
 
@@ -181,9 +194,10 @@ class AgentModel(nn.Module):
             map: of b scenes, encoded or not; None for that of a cache that isn't empty. B may be a multiple of b: B / b
                 neighbours in the batch then share a map.
             cache: keeps what later steps need; no gradient flows through it.
+            wanted: (B, a, s) bool, which tokens the head reads; None for all.
 
         Returns:
-            (B, a, s, k) what the head makes of every token.
+            (B, a, s, k) what the head makes of every token, or (n, k) of the n wanted ones.
 
         Raises:
             ValueError: B isn't a multiple of b, there is no map, or several steps come at once after a cache's first call.
@@ -210,7 +224,10 @@ class AgentModel(nn.Module):
         if cache is not None:
             cache.map_keys, cache.context = map_keys, context
             cache.length += tokens.valid.shape[2]
-        return self.head(self.norm(x), tokens.type[..., None].expand(tokens.valid.shape))
+        kind = tokens.type[..., None].expand(tokens.valid.shape)
+        if wanted is not None:
+            x, kind = x[wanted], kind[wanted]
+        return self.head(self.norm(x), kind)
 
     def _surroundings(
         self, tokens: AgentTokens, context: MapContext, cache: AgentCache | None, dtype: torch.dtype
@@ -225,9 +242,11 @@ class AgentModel(nn.Module):
             back = time[:, None] - time
             past = valid[:, :, None] & (back >= 0) & (back <= self.tokens_back)
         asking = pose.reshape(scenes, -1, 3)
-        on_map = context.valid[:, None]
-        if self.map_agent_radius is not None:
-            on_map = on_map & within(asking, context.pose, self.map_agent_radius)
+        blocks = blocks_within(asking, valid.reshape(scenes, -1), context.pose, context.valid, self.map_agent_radius)
+        if blocks is None:
+            seen_on_map = _seen(asking, context.pose, context.valid, self.map_agent_radius, dtype)
+        else:
+            seen_on_map = blocks.visible(asking, context.pose, dtype)
         beside = pose.transpose(1, 2)
         at_step = valid.transpose(1, 2)[:, :, None]
         if self.agent_radius is not None:
@@ -236,8 +255,9 @@ class AgentModel(nn.Module):
         return Surroundings(
             in_time=_place(self.temporal_phases, timed),
             seen_in_time=visible(past, dtype),
-            on_map=_place(self.phases, asking),
-            seen_on_map=visible(on_map, dtype),
+            on_map=_place(self.phases, asking if blocks is None else blocks.split(asking)),
+            seen_on_map=seen_on_map,
+            blocks=blocks,
             of_map=_place(self.phases, context.pose) if fresh else None,
             at_step=_place(self.phases, beside),
             seen_at_step=visible(at_step, dtype),
@@ -246,6 +266,12 @@ class AgentModel(nn.Module):
 
 def _place(phases: nn.Module | None, pose: Tensor) -> Tensor | None:
     return None if phases is None else phases(pose)
+
+
+def _seen(query: Tensor, key: Tensor, valid: Tensor, radius: float | None, dtype: torch.dtype) -> Visible:
+    """Which of the keys that are valid lie within the radius."""
+    mask = valid[:, None]
+    return visible(mask if radius is None else mask & within(query, key, radius), dtype)
 
 
 def _initialise(module: nn.Module) -> None:

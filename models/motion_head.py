@@ -118,7 +118,7 @@ def draw(logits: Tensor, uniform: Tensor, top_k: int | None = None, temperature:
 
 
 class ClassLinear(nn.Module):
-    """A linear map of its own for every class of agent. All are computed and one is kept, so shapes stay static."""
+    """A linear map of its own for every class of agent."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
@@ -126,10 +126,24 @@ class ClassLinear(nn.Module):
 
     def forward(self, hidden: Tensor, type: Tensor) -> Tensor:
         """(…, in) and types (…) → (…, out)."""
-        result = self.maps[0](hidden)
+        if hidden.device.type == "cpu" and not torch.compiler.is_compiling():
+            return self.by_class(hidden, type)
+        return self.all_classes(hidden, type)
+
+    def all_classes(self, hidden: Tensor, type: Tensor) -> Tensor:
+        """The same: all maps are computed and one is kept, so shapes stay static and no device is waited for."""
+        result: Tensor = self.maps[0](hidden)
         for code, linear in enumerate(self.maps[1:], start=1):
             result = torch.where((type == code)[..., None], linear(hidden), result)
         return result
+
+    def by_class(self, hidden: Tensor, type: Tensor) -> Tensor:
+        """The same: the rows of a class go through its map alone."""
+        flat, order = hidden.flatten(0, -2), type.flatten().argsort(stable=True)
+        counts = type.flatten().bincount(minlength=len(CLASSES)).tolist()
+        rows = flat.index_select(0, order).split(counts)
+        result = torch.cat([linear(mine) for linear, mine in zip(self.maps, rows, strict=True)])
+        return result.index_select(0, order.argsort()).unflatten(0, type.shape)
 
 
 def full_precision(x: Tensor) -> Tensor:

@@ -81,6 +81,17 @@ def corner_distance(placed: Sequence[Tensor], box: Tensor, corners: Tensor) -> T
     return total
 
 
+def corner_distances(corners: Tensor, others: Tensor) -> Tensor:
+    """(r, n) the sums of the four distances between corners (r, 4, 2) and (n, 4, 2). Not for gradients."""
+    total: Tensor | None = None
+    for mine, other in zip(corners.unbind(1), others.unbind(1), strict=True):
+        dx, dy = (other[:, axis].contiguous() - mine[:, axis, None] for axis in (0, 1))
+        distance = dx.square_().add_(dy.square_()).sqrt_()
+        total = distance if total is None else total.add_(distance)
+    assert total is not None
+    return total
+
+
 def unicycle(speed: Tensor, acceleration: Tensor, yaw_rate: Tensor, times: Tensor) -> Tensor:
     """Poses (…, t, 3) at `times` (t,) seconds, in the frame of the start, by the midpoint rule from speeds, accelerations and
     yaw rates (…): all the way goes along the heading of half the time, at the speed of half the time."""

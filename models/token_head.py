@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, log_softmax
+from torch.nn.functional import log_softmax
 
 from models.agent_tokens import MotionState
 from models.motion_head import (
@@ -19,7 +19,7 @@ from models.motion_head import (
     full_precision,
     rows_at_once,
 )
-from models.poses import box_corners, corner_distance, relative
+from models.poses import box_corners, corner_distance, corner_distances, relative
 from models.vocabulary import Vocabulary
 
 
@@ -61,6 +61,7 @@ class TokenHead(MotionHead):
         boxes = end.new_tensor(BOXES)
         tokens = self.motions[:, :, -1].to(end.dtype)  # (3, n, 3)
         poses = torch.stack((tokens[..., 0], tokens[..., 1], tokens[..., 2].cos(), tokens[..., 2].sin()), -1)
+        known = box_corners(tokens, boxes[:, None])  # (3, n, 4, 2)
         candidates: Tensor | None = None
         if prediction is not None and among is not None and among < tokens.shape[1]:
             candidates = prediction.reshape(-1, tokens.shape[1]).topk(among, dim=-1).indices
@@ -68,13 +69,13 @@ class TokenHead(MotionHead):
         for code in range(len(CLASSES)):
             absent = self.absent[code]
             for rows in (type == code).nonzero().flatten().split(rows_at_once(tokens.shape[1])):
-                corners = box_corners(end[rows], boxes[code])[:, None]  # (r, 1, 4, 2)
+                corners = box_corners(end[rows], boxes[code])  # (r, 4, 2)
                 if candidates is None:
-                    distance = corner_distance(poses[code].unbind(-1), boxes[code], corners)
+                    distance = corner_distances(corners, known[code])
                     action[rows] = distance.masked_fill_(absent, torch.inf).argmin(-1)
                 else:
                     chosen = candidates[rows]  # (r, k)
-                    distance = corner_distance(poses[code][chosen].unbind(-1), boxes[code], corners)
+                    distance = corner_distance(poses[code][chosen].unbind(-1), boxes[code], corners[:, None])
                     best = distance.masked_fill_(absent[chosen], torch.inf).argmin(-1, keepdim=True)
                     action[rows] = chosen.gather(-1, best).squeeze(-1)
         return action.view(shape)
@@ -82,12 +83,11 @@ class TokenHead(MotionHead):
     def loss(self, prediction: Tensor, state: MotionState, future: Tensor, smoothing: float = 0.0) -> Tensor:
         """(…) cross-entropy to the nearest token; smoothing reaches the tokens that the class has."""
         target = self.nearest(state, future)
-        size = prediction.shape[-1]
-        precise = full_precision(prediction)
-        loss = cross_entropy(precise.reshape(-1, size), target.reshape(-1), reduction="none").view(target.shape)
+        likelihood = log_softmax(full_precision(prediction), -1)
+        loss = -likelihood.gather(-1, target[..., None]).squeeze(-1)
         if smoothing:
             absent = self.absent[state.type]
-            even = log_softmax(precise, -1).masked_fill(absent, 0.0).sum(-1) / (~absent).sum(-1)
+            even = likelihood.masked_fill(absent, 0.0).sum(-1) / (~absent).sum(-1)
             loss = (1 - smoothing) * loss - smoothing * even
         return loss
 

@@ -71,14 +71,15 @@ def tokenise(
     poses, motions, speeds = [], [], []
     for token in range(whole.shape[2]):
         matched = whole[:, :, token]
-        motion, following = head.advance(state, head.nearest(state, truth[:, :, token]))
-        poses.append(torch.where(matched[..., None], following.pose, 0.0))
-        motions.append(torch.where(matched[..., None, None], motion, 0.0))
-        speeds.append(torch.where(matched, following.speed, 0.0))
+        mine = MotionState(*(t[matched] for t in state))
+        motion, following = head.advance(mine, head.nearest(mine, truth[:, :, token][matched]))
+        poses.append(_placed(following.pose, matched))
+        motions.append(_placed(motion, matched))
+        speeds.append(_placed(following.speed, matched))
         step = SUBSTEPS * (token + 1)
         state = state._replace(
-            pose=torch.where(matched[..., None], following.pose, pose[:, :, step]),
-            speed=torch.where(matched, following.speed, speed[:, :, step]),
+            pose=torch.where(matched[..., None], poses[-1], pose[:, :, step]),
+            speed=torch.where(matched, speeds[-1], speed[:, :, step]),
         )
     tokens = AgentTokens(torch.stack(poses, 2), torch.stack(motions, 2), torch.stack(speeds, 2), whole, type, size)
     target_valid = torch.cat((whole[..., :-1] & whole[..., 1:], torch.zeros_like(whole[..., :1])), -1)
@@ -86,15 +87,28 @@ def tokenise(
     return Tokenised(tokens, torch.where(target_valid[..., None, None], futures, 0.0), target_valid)
 
 
+def _placed(rows: Tensor, where: Tensor) -> Tensor:
+    """Rows (n, …) at the n places of a mask (b, a), zeros elsewhere: (b, a, …)."""
+    whole = rows.new_zeros(*where.shape, *rows.shape[1:])
+    whole[where] = rows
+    return whole
+
+
 def steady_headings(heading: Tensor, valid: Tensor) -> Tensor:
     """(…, t) and (…, t) → (…, t): between two valid steps a heading that turns by more than 1.5 radians, whole turns not
     counted, keeps the value of the step before."""
-    steady = [heading[..., 0]]
+    both = valid[..., 1:] & valid[..., :-1]
+    tracks = ((wrap(heading.diff(dim=-1)).abs() > _JUMP) & both).any(-1)  # of the others nothing is kept
+    if not tracks.any():
+        return heading
+    given, both = heading[tracks], both[tracks]
+    kept = [given[..., 0]]
     for step in range(1, heading.shape[-1]):
-        jumps = wrap(heading[..., step] - steady[-1]).abs() > _JUMP
-        keeps = jumps & valid[..., step] & valid[..., step - 1]
-        steady.append(torch.where(keeps, steady[-1], heading[..., step]))
-    return torch.stack(steady, -1)
+        jumps = wrap(given[..., step] - kept[-1]).abs() > _JUMP
+        kept.append(torch.where(jumps & both[..., step - 1], kept[-1], given[..., step]))
+    steady = heading.clone()
+    steady[tracks] = torch.stack(kept, -1)
+    return steady
 
 
 def continue_backwards(pose: Tensor, velocity: Tensor, valid: Tensor, current: int) -> tuple[Tensor, Tensor, Tensor]:

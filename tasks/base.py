@@ -77,12 +77,15 @@ class Task(pl.LightningModule, Generic[Batch]):
 
     def validation_step(self, batch: Batch, index: int) -> None:
         scores = {f"val/{name}": value for name, value in self.measure(batch).items()}
-        size = self.batch_size(batch)
-        self.log_dict(scores, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=size)
+        self.log_dict(scores, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=self._weight(batch))
 
     def test_step(self, batch: Batch, index: int) -> None:
         scores = {f"test/{name}": value for name, value in self.measure(batch).items()}
-        self.log_dict(scores, on_epoch=True, sync_dist=True, batch_size=self.batch_size(batch))
+        self.log_dict(scores, on_epoch=True, sync_dist=True, batch_size=self._weight(batch))
+
+    def _weight(self, batch: Batch) -> int:
+        # Lightning averages the sum of weights over ranks; of whole numbers it would drop the fraction where ranks differ
+        return cast(int, float(self.batch_size(batch)))
 
     def configure_model(self) -> None:
         """Shard block by block under FSDP2; other strategies need nothing."""

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ class Simulated(NamedTuple):
 
     scene: Scene
     states: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # agents, not tuple.index
 
 
 def map_tokens(batch: SceneBatch) -> MapTokens:
@@ -40,15 +41,20 @@ def map_tokens(batch: SceneBatch) -> MapTokens:
     return MapTokens(batch.map_pose, batch.map_points, batch.map_type, batch.map_light, batch.map_valid)
 
 
-def until_now(tokens: AgentTokens) -> AgentTokens:
-    """The history alone."""
-    part = slice(0, NOW + 1)
+def first_steps(tokens: AgentTokens, count: int) -> AgentTokens:
+    """The first `count` tokens of every agent."""
+    part = slice(0, count)
     return tokens._replace(
         pose=tokens.pose[:, :, part],
         motion=tokens.motion[:, :, part],
         speed=tokens.speed[:, :, part],
         valid=tokens.valid[:, :, part],
     )
+
+
+def until_now(tokens: AgentTokens) -> AgentTokens:
+    """The history alone."""
+    return first_steps(tokens, NOW + 1)
 
 
 def states_of(tokens: AgentTokens) -> MotionState:
@@ -111,8 +117,12 @@ class Trajectory(Task[SceneBatch]):
         top_k, temperature: how motions are drawn.
         parity: score as the official code does, slips included; see `SimAgents`.
         policies: whether constant velocity and log replay are scored beside the model.
+        scored: False only simulates, for scenes without a future, as those of the dataset's test split.
         seed: of the drawn motions, beside the scenario and the number of the rollout.
         others: of `Task`.
+
+    Raises:
+        ValueError: a number is out of its range; names it as `task.NAME`.
     """
 
     model: AgentModel
@@ -129,11 +139,19 @@ class Trajectory(Task[SceneBatch]):
         temperature: float = 1.0,
         parity: bool = True,
         policies: bool = True,
+        scored: bool = True,
         seed: int = 0,
         **others: Any,
     ) -> None:
         super().__init__(model, *args, **others)
-        self.smoothing, self.closed_loop = smoothing, closed_loop
+        counts = {"closed_loop": closed_loop, "rollouts_at_once": rollouts_at_once, "top_k": top_k}
+        for name, count in {"rollouts": rollouts, **{key: n for key, n in counts.items() if n is not None}}.items():
+            if not isinstance(count, int) or count < 1:
+                raise ValueError(f"task.{name} is {count}, expected a whole number, at least 1")
+        for name, value, end in (("smoothing", smoothing, 1.0), ("temperature", temperature, math.inf)):
+            if not isinstance(value, int | float) or not 0 <= value < end:
+                raise ValueError(f"task.{name} is {value}, expected a number, at least 0 and less than {end:g}")
+        self.smoothing, self.closed_loop, self.scored = smoothing, closed_loop, scored
         self.rollouts, self.rollouts_at_once = rollouts, rollouts_at_once
         self.top_k, self.temperature, self.seed = top_k, temperature, seed
         names = ("model", "constant_velocity", "log_replay") if policies else ("model",)
@@ -197,11 +215,18 @@ class Trajectory(Task[SceneBatch]):
         """Mean loss of the counted tokens; zero, with a gradient of zero, where a batch has none."""
         recorded = self.tokens(batch)
         tokens = recorded.tokens if self.closed_loop is None else self.followed(batch, recorded)
-        prediction = self.model(tokens, map_tokens(batch))
+        return self.cost(tokens, map_tokens(batch), recorded, batch.agent_trains)
+
+    def cost(self, tokens: AgentTokens, map: MapTokens, recorded: Tokenised, trains: Tensor) -> Tensor:
+        """Mean loss of predicting from `tokens` what was recorded, over agents that train (b, a)."""
+        last = tokens.valid.shape[2] - 1  # nothing follows the last token, and no other sees it
+        tokens, target_valid = first_steps(tokens, last), recorded.target_valid[:, :, :last]
+        counted = tokens.valid & target_valid & trains[..., None]
+        prediction = self.model(tokens, map, wanted=counted)
+        state = MotionState(*(t[counted] for t in states_of(tokens)))
         smoothing = self.smoothing if self.training else 0.0
-        each = self.model.head.loss(prediction, states_of(tokens), recorded.futures, smoothing)
-        counted = tokens.valid & recorded.target_valid & batch.agent_trains[..., None]
-        return torch.where(counted, each, 0.0).sum() / counted.sum().clamp(min=1)
+        each = self.model.head.loss(prediction, state, recorded.futures[:, :, :last][counted], smoothing)
+        return each.sum() / max(1, len(each))
 
     def loss(self, batch: SceneBatch) -> Mapping[str, Tensor]:
         return {"loss": self.negative_log_likelihood(batch)}
@@ -214,12 +239,14 @@ class Trajectory(Task[SceneBatch]):
         if not self.evaluating:
             return {"loss": self.negative_log_likelihood(batch)}
         self.simulated = self.simulate(batch)
+        if not self.scored:
+            return {}
         for mine in self.simulated:
-            self.policies["model"].update(mine)
+            self.policy("model").update(mine)
         if "log_replay" in self.policies:
             for scene in batch.scenes:
-                for name, policy in (("constant_velocity", constant_velocity), ("log_replay", log_replay)):
-                    self.policies[name].update(Simulated(scene, *policy(scene, self.rollouts)))
+                for name, drive in (("constant_velocity", constant_velocity), ("log_replay", log_replay)):
+                    self.policy(name).update(Simulated(scene, *drive(scene, self.rollouts)))
         return {"model/loss": self.negative_log_likelihood(batch)}
 
     def on_validation_epoch_end(self) -> None:
@@ -228,12 +255,16 @@ class Trajectory(Task[SceneBatch]):
     def on_test_epoch_end(self) -> None:
         self._log_policies("test")
 
+    def policy(self, name: str) -> Policy:
+        """The metrics of one of the policies."""
+        return cast(Policy, self.policies[name])
+
     def _log_policies(self, stage: str) -> None:
-        if not self.evaluating:
+        if not (self.evaluating and self.scored):
             return
-        for name, policy in self.policies.items():
-            scores = {f"{stage}/{name}/{key}": value.float() for key, value in policy.compute().items()}
+        for name in self.policies:
+            scores = {f"{stage}/{name}/{key}": value.float() for key, value in self.policy(name).compute().items()}
             self.log_dict(scores)
-            for metric in policy.modules():
+            for metric in self.policy(name).modules():
                 if isinstance(metric, Metric):
                     metric.reset()

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
 from datamodules.scene import Scene
+from models.agent_tokens import AgentTokens, MapTokens
+from models.poses import compose
 from tasks.rollout_file import Rollouts, save_rollouts
 from tasks.scene_animations import animate_rollouts
 from tasks.scene_pictures import draw_rollouts
-from tasks.trajectory import Trajectory
+from tasks.trajectory import Trajectory, map_tokens
 
 
 def _on_cpu(scene: Scene) -> Scene:
-    return Scene(*(value.cpu() if isinstance(value, Tensor) else value for value in scene))
+    moved: dict[str, Any] = {name: value.cpu() for name, value in scene._asdict().items() if isinstance(value, Tensor)}
+    return scene._replace(**moved)
 
 
 class RolloutPictures(pl.Callback):
@@ -57,38 +61,81 @@ class RolloutPictures(pl.Callback):
 
 
 class RolloutWriter(pl.Callback):
-    """Keeps all rollouts in one file, for `tools.submission` and `tools.official_metrics`; one file a rank.
+    """Keeps all rollouts in files, for `tools.submission` and `tools.official_metrics`.
 
     Args:
-        path: ends in .safetensors; rank n > 0 adds `-rankn` to its stem.
+        path: ends in .safetensors. Of several files the n-th has `-n` after its stem, and that of rank r > 0 `-rankr`.
+        most: scenes in a file; so many are held in memory, 80 kB an agent.
+
+    Raises:
+        ValueError: `most` isn't positive.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, most: int = 500) -> None:
+        if most < 1:
+            raise ValueError(f"evaluation.callbacks.rollouts.most is {most}, expected at least 1")
+        self.path, self.most, self.files = Path(path), most, 0
         self.kept: list[Rollouts] = []
 
-    def _keep(self, task: Trajectory) -> None:
-        self.kept += [
-            Rollouts.of_scene(_on_cpu(scene), states.cpu(), index.cpu()) for scene, states, index in task.simulated
-        ]
+    def _keep(self, trainer: pl.Trainer, task: Trajectory) -> None:
+        for scene, states, index in task.simulated:
+            if len(self.kept) == self.most:
+                self._write(trainer)
+            self.kept.append(Rollouts.of_scene(_on_cpu(scene), states.cpu(), index.cpu()))
 
     def _write(self, trainer: pl.Trainer) -> None:
-        rank = trainer.global_rank
-        path = self.path if rank == 0 else self.path.with_stem(f"{self.path.stem}-rank{rank}")
+        rank, number = trainer.global_rank, self.files
+        stem = self.path.stem + (f"-{number}" if number else "") + (f"-rank{rank}" if rank else "")
+        path = self.path.with_stem(stem)
         save_rollouts(path, self.kept)
         print(f"rollouts: {path}")
+        self.files, self.kept = number + 1, []
 
     def on_test_batch_end(self, trainer: pl.Trainer, pl_module: Any, *others: Any) -> None:
-        self._keep(pl_module)
+        self._keep(trainer, pl_module)
 
     def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: Any, *others: Any) -> None:
-        self._keep(pl_module)
+        self._keep(trainer, pl_module)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._write(trainer)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._write(trainer)
+
+
+class FrameProbe(pl.Callback):
+    """Logs the loss where nothing has changed but how poses are written: whole turns added to headings, at random and up to
+    two, and the frame turned by half a turn. What is exact about headings and frames doesn't notice."""
+
+    def on_test_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *others: Any) -> None:
+        task: Trajectory = pl_module
+        recorded, map, trains = task.tokens(batch), map_tokens(batch), batch.agent_trains
+        half_turned = recorded._replace(futures=_half_turn(recorded.futures))
+        written = {
+            "whole_turns": (_with_turns(recorded.tokens), _with_turns(map), recorded),
+            "half_turned_frame": (_half_turned(recorded.tokens), _half_turned(map), half_turned),
+        }
+        for name, (tokens, pieces, truth) in written.items():
+            loss = task.cost(tokens, pieces, truth, trains)
+            pl_module.log(f"test/model/loss_{name}", loss, on_epoch=True, batch_size=task.batch_size(batch))
+
+
+Placed = TypeVar("Placed", AgentTokens, MapTokens)
+
+
+def _with_turns(tokens: Placed) -> Placed:
+    turns = torch.randint(-2, 3, tokens.valid.shape, device=tokens.pose.device)
+    added = torch.stack((torch.zeros_like(turns), torch.zeros_like(turns), turns), dim=-1)
+    return tokens._replace(pose=tokens.pose + 2 * math.pi * added)
+
+
+def _half_turn(pose: Tensor) -> Tensor:
+    return compose(pose.new_tensor([0.0, 0.0, math.pi]), pose)
+
+
+def _half_turned(tokens: Placed) -> Placed:
+    return tokens._replace(pose=_half_turn(tokens.pose))
 
 
 class SceneCost(pl.Callback):

@@ -1,5 +1,7 @@
 """Every config composes, and every recipe builds its model with the paper's number of parameters."""
 
+import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from launch import extension, papers_resolutions, register_resolvers
+from models.vocabulary import Vocabulary, save
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 register_resolvers()
@@ -22,9 +25,22 @@ def names(group):
     return found
 
 
-def composed(*overrides, config="train"):
+def header(experiment):
+    lines = (CONFIGS / "experiment" / f"{experiment}.yaml").read_text().splitlines()
+    return "\n".join(line for line in lines if line.startswith("#"))
+
+
+def experiments(task):
+    """Those whose header says how to train them in a task; each says so for exactly one."""
+    commands = re.compile(r"python train\.py task=(\w+) experiment=(\w+)")
+    told = {name: set(commands.findall(header(name))) for name in names("experiment")}
+    assert all(len(found) == 1 and {of for _, of in found} == {name} for name, found in told.items()), told
+    return [name for name, found in told.items() if (task, name) in found]
+
+
+def composed(*overrides, config="train", task="imagenet"):
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        cfg = compose(config, overrides=["task=imagenet", *overrides], return_hydra_config=True)
+        cfg = compose(config, overrides=[f"task={task}", *overrides], return_hydra_config=True)
     cfg.hydra.runtime.output_dir = "outputs/test"
     HydraConfig.instance().set_config(cfg)
     return cfg
@@ -39,7 +55,7 @@ def parameters(model):
     return sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("experiment", names("experiment"))
+@pytest.mark.parametrize("experiment", experiments("imagenet"))
 def test_recipes_resolve_and_build(experiment):
     cfg = composed(f"experiment={experiment}", "datamodule.path=/data")
     OmegaConf.to_container(cfg.task, resolve=True)
@@ -49,9 +65,99 @@ def test_recipes_resolve_and_build(experiment):
     assert task.model.num_classes == 1000
     instantiate(cfg.callbacks)
     assert task.make_optimizer(task.parameter_groups()).param_groups[0]["lr"] == cfg.task.optimizer.lr
-    header = (CONFIGS / "experiment" / f"{experiment}.yaml").read_text()
-    for promised in ("2403.13298", "Expected", f"python train.py task=imagenet experiment={experiment}"):
-        assert promised in header
+    assert "2403.13298" in header(experiment)
+    assert "Expected" in header(experiment)
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tokens") / "tokens.safetensors"
+    save(
+        Vocabulary(torch.randn(3, 2048, 5, 3), torch.tensor([2048] * 3), (0.05,) * 3),
+        path,
+        "noise, of the size that counts",
+    )
+    return path
+
+
+WOMD = [name for name in experiments("trajectory") if name.startswith("agents_")]
+
+
+@pytest.mark.parametrize("experiment", experiments("trajectory"))
+def test_driving_experiments_resolve_and_build(experiment, tokens):
+    files = ["datamodule.path=/data", f"head.vocabulary.path={tokens}"] if experiment in WOMD else []
+    cfg = composed(f"experiment={experiment}", *files, task="trajectory")
+    OmegaConf.to_container(cfg.trainer, resolve=True)
+    task = instantiate(cfg.task)
+    instantiate(cfg.callbacks)
+    instantiate(cfg.evaluation.callbacks)
+    instantiate(cfg.datamodule)
+    assert cfg.task.optimizer.lr in {group["lr"] for group in task.make_optimizer(task.parameter_groups()).param_groups}
+    assert "2503.15029" in header(experiment)
+    assert "Expected" in header(experiment)
+
+
+def rates(cfg):
+    """The learning rate of every epoch, and the one behind the last."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=cfg.task.optimizer.lr)
+    scheduler = instantiate(cfg.task.schedule)(optimizer, epochs=cfg.epochs, steps=100 * cfg.epochs)
+    found = []
+    for epoch in range(cfg.epochs + 1):
+        scheduler.step(epoch)
+        found.append(optimizer.param_groups[0]["lr"])
+    return found
+
+
+# arXiv 2412.05334: from and to which learning rate, the smoothing, K of closest-among-top-K
+RECIPES = {
+    "agents_nano": (5e-4, 0.01, 0.1, None),
+    "agents_mini": (5e-4, 0.01, 0.1, None),
+    "agents_tiny": (5e-4, 0.01, 0.1, None),
+    "agents_tiny_closed_loop": (5e-5, 0.05, 0.0, 32),
+}
+
+
+def test_every_waymo_experiment_has_its_recipe_below():
+    assert set(WOMD) == RECIPES.keys()
+
+
+@pytest.mark.parametrize("experiment", RECIPES)
+def test_waymo_experiments_follow_the_published_recipe(experiment, tokens):
+    rate, floor, smoothing, closed_loop = RECIPES[experiment]
+    cfg = composed(
+        f"experiment={experiment}", "datamodule.path=/data", f"head.vocabulary.path={tokens}", task="trajectory"
+    )
+    assert cfg.task.optimizer._target_ == "torch.optim.AdamW"
+    assert cfg.task.schedule.by_epoch
+    found = rates(cfg)
+    assert found[0] == pytest.approx(rate)
+    assert found[-1] == pytest.approx(floor * rate)
+    assert all(later < earlier for earlier, later in pairwise(found))
+    assert (cfg.task.smoothing, cfg.task.closed_loop) == (smoothing, closed_loop)
+    assert (cfg.trainer.precision, cfg.trainer.gradient_clip_val) == ("32-true", 0.5)
+    assert (cfg.datamodule.batch_size, cfg.model.absolute) == (10, False)
+    assert cfg.hydra.runtime.choices.pos == "drope_intra"
+    assert instantiate(cfg.head).motions.shape[1] == 2048
+
+
+# With 2048 tokens a class: the layers of SMART (arXiv 2405.15677), whose relation embeddings are gone
+AGENTS = {"nano": 1_173_568, "mini": 3_625_792, "tiny": 6_052_224}
+
+
+@pytest.mark.parametrize("size", AGENTS)
+def test_agent_configs_count(size, tokens):
+    overrides = (f"model=agents_{size}", "vocabulary@head.vocabulary=recorded", f"head.vocabulary.path={tokens}")
+    model = instantiate(composed(*overrides, task="trajectory").model)
+    assert parameters(model) == AGENTS[size]
+    assert f"{AGENTS[size] / 1e6:.1f} M parameters" in header(f"agents_{size}")
+
+
+@pytest.mark.parametrize("vocabulary", names("vocabulary"))
+def test_vocabularies_are_chosen_from_the_command_line(vocabulary, tokens):
+    overrides = [f"vocabulary@head.vocabulary={vocabulary}"]
+    overrides += [f"head.vocabulary.path={tokens}"] if vocabulary == "recorded" else ["head.vocabulary.size=64"]
+    head = instantiate(composed(*overrides, task="trajectory").head)
+    assert head.motions.shape[1] == (2048 if vocabulary == "recorded" else 64)
 
 
 VIT = {

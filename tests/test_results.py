@@ -4,7 +4,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
-from results import append_row, curves, draw, print_point, read_rows, report, rows_of
+from results import SweepReport, append_row, curves, draw, print_point, read_rows, report, rows_of
 
 
 def row(model, resolution, top1, ckpt="a", scaling="identity"):
@@ -66,3 +66,21 @@ def test_metrics_become_a_row_a_policy(capsys):
     said = capsys.readouterr().out
     assert "agents=8" in said
     assert "still" in said
+
+
+def test_a_sweep_reports_means_over_checkpoints_beside_other_policies(tmp_path, capsys):
+    path = tmp_path / "results.csv"
+    for seed, loss in ((0, 1.0), (1, 2.0), (1, 3.0)):  # the second seed was evaluated twice: its last row counts
+        for policy, value in (("model", loss), ("still", "")):
+            about = {"model": "small", "policy": policy, "agents": 16, "ckpt": f"seed{seed}"}
+            append_row(path, {**about, "loss": value, "cost_ms": 5})
+    append_row(path, {"model": "other", "top1": 0.5, "ckpt": "x"})
+    report = SweepReport("agents", ["loss", "cost_ms"])
+    report.report(path)
+    said = capsys.readouterr().out
+    assert "2.000 ± 1.000" in said
+    assert "still" in said
+    assert "other" not in said
+    assert (tmp_path / "sweep_agents.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="no rows with pos"):
+        SweepReport("pos", ["loss"]).report(path)

@@ -17,9 +17,8 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from google.protobuf import json_format
-
 from datamodules.protos.submission_pb2 import ScenarioRollouts, SimAgentsChallengeSubmission
+from datamodules.waymo_extra import json_format
 from tasks.rollout_file import RolloutFile, Rollouts
 from tools.scene_source import EMBEDDED, embedded_window, scenes_of_files
 from tools.submission_check import (

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
-from google.protobuf.message import DecodeError
 
 from datamodules.protos.submission_pb2 import JointScene, ScenarioRollouts, SimAgentsChallengeSubmission
 from datamodules.scene import Scene
+from datamodules.waymo_extra import DecodeError
 
 SHARDS = 150
 ROLLOUTS = 32

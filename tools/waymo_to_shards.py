@@ -19,7 +19,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -28,6 +27,7 @@ from datamodules.scene import AgentType, Scene
 from datamodules.scene_shards import MANIFEST, SUFFIX, ShardError, ShardWriter, read_index, read_place
 from datamodules.tfrecord import RecordError, TFRecordFile
 from datamodules.waymo_example import is_example, read_any
+from datamodules.waymo_extra import google_crc32c
 
 FORMAT = 1
 """Of what a shard says about itself; shards of another one are made again."""

@@ -234,6 +234,20 @@ def test_autocast_stays_close(pos):
     assert (out - expected).abs().max() < 0.05 * expected.abs().max()
 
 
+@every_head
+def test_only_wanted_tokens_reach_the_head(head):
+    model, tokens, map_tokens = agent_model(head=head), agents(), pieces()
+    wanted = tokens.valid & (torch.arange(5) % 2 == 0)
+    results = []
+    for out in (model(tokens, map_tokens, wanted=wanted), model(tokens, map_tokens)[wanted]):
+        model.zero_grad()
+        out.square().sum().backward()
+        results.append([out, *(p.grad for p in model.parameters() if p.grad is not None)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+    assert model(tokens, map_tokens, wanted=torch.zeros_like(wanted)).shape == (0, results[0][0].shape[-1])
+
+
 def test_what_it_refuses():
     model = agent_model()
     for change, message in (

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from models.poses import box_corners, compose, corner_distance, inverse, relative, wrap
+from models.poses import box_corners, compose, corner_distance, corner_distances, inverse, relative, wrap
 
 
 def test_relative_undoes_compose_and_inverse_is_what_the_origin_looks_like():
@@ -40,3 +40,14 @@ def test_corner_distance_is_that_of_the_corners():
     placed = (first[:, 0], first[:, 1], first[:, 2].cos(), first[:, 2].sin())
     expected = (box_corners(first, box) - box_corners(second, box)).norm(dim=-1).sum(-1)
     torch.testing.assert_close(corner_distance(placed, box, box_corners(second, box)), expected)
+
+
+def test_distances_of_known_corners_are_those_of_placed_boxes():
+    torch.manual_seed(0)
+    box = torch.tensor([4.8, 2.0], dtype=torch.float64)
+    one, other = 3 * torch.randn(7, 3, dtype=torch.float64), 3 * torch.randn(9, 3, dtype=torch.float64)
+    corners = box_corners(one, box)
+    placed = (other[:, 0], other[:, 1], other[:, 2].cos(), other[:, 2].sin())
+    torch.testing.assert_close(
+        corner_distances(corners, box_corners(other, box)), corner_distance(placed, box, corners[:, None])
+    )

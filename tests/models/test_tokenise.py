@@ -214,6 +214,24 @@ def test_headings_that_jump_keep_the_earlier_value():
     torch.testing.assert_close(steady_headings(heading, valid)[5], heading[5])
 
 
+def test_headings_of_many_tracks_are_steadied_as_if_alone():
+    """Tracks with and without jumps and gaps, against the rule written out."""
+    generator = torch.Generator().manual_seed(0)
+    heading = 0.2 * torch.randn(40, 30, generator=generator, dtype=torch.float64)
+    heading[:20] += 3.0 * (torch.rand(20, 30, generator=generator) > 0.8)
+    valid = torch.rand(40, 30, generator=generator) > 0.2
+    expected = heading.tolist()
+    for track, real in zip(expected, valid.tolist(), strict=True):
+        for step in range(1, 30):
+            turn = math.remainder(track[step] - track[step - 1], 2 * math.pi)
+            if abs(turn) > 1.5 and real[step] and real[step - 1]:
+                track[step] = track[step - 1]
+    steady = steady_headings(heading.view(2, 20, 30), valid.view(2, 20, 30)).view(40, 30)
+    assert steady.tolist() == expected
+    assert (steady != heading).any(-1).sum() == (steady != heading)[:20].any(-1).sum() > 10
+    assert torch.equal(steady_headings(heading[20:], valid[20:]), heading[20:])
+
+
 @pytest.mark.parametrize(
     ("steps", "current", "message"), [(90, 10, "90 steps"), (91, 12, "current is 12"), (6, 10, "current")]
 )

@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from datamodules.scene_batches import scene_batch
 from datamodules.synthetic_scenes import synthetic_scene
 from launch import register_resolvers
-from tasks.trajectory import Simulated, in_scenes
+from tasks.trajectory import Simulated, in_scenes, map_tokens, states_of
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 POS = sorted(path.stem for path in (CONFIGS / "pos").glob("*.yaml"))
@@ -92,11 +92,30 @@ def test_a_batch_counts_tokens_not_scenes(scenes):
         torch.testing.assert_close(task.negative_log_likelihood(both), mean, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("head", HEADS)
+def test_the_loss_is_that_of_all_tokens_where_they_count(batch, head):
+    """Value and gradient, against every token predicted and its loss masked afterwards."""
+    task = made(f"head={head}").train()
+    found = task.tokens(batch)
+    each = task.model.head.loss(
+        task.model(found.tokens, map_tokens(batch)), states_of(found.tokens), found.futures, task.smoothing
+    )
+    counted = found.tokens.valid & found.target_valid & batch.agent_trains[..., None]
+    plain = torch.where(counted, each, 0.0).sum() / counted.sum()
+    parameters = [p for p in task.parameters() if p.requires_grad]
+    loss = task.negative_log_likelihood(batch)
+    torch.testing.assert_close(loss, plain)
+    expected = torch.autograd.grad(plain, parameters, allow_unused=True)
+    for actual, want in zip(torch.autograd.grad(loss, parameters, allow_unused=True), expected, strict=True):
+        if want is not None:  # float32: sums in another order
+            torch.testing.assert_close(actual, want, rtol=1e-3, atol=1e-4 * float(want.abs().max()) + 1e-7)
+
+
 def test_a_batch_in_which_nobody_trains_costs_nothing(batch):
     task = made()
     loss = task.negative_log_likelihood(batch._replace(agent_trains=torch.zeros_like(batch.agent_trains)))
     loss.backward()
-    assert float(loss) == 0
+    assert float(loss.detach()) == 0
     assert all(p.grad is None or not p.grad.any() for p in task.parameters())
 
 
