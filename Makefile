@@ -6,10 +6,17 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 export OMP_NUM_THREADS = 1
 
-.PHONY: demo test test-slow lint bench oracle clean
+.PHONY: demo demo-driving test test-slow lint bench oracle clean
 
 demo: $(VENV)/train.stamp
 	bash scripts/demo.sh $(BIN)/python
+
+# agents trained on three real recordings and made-up traffic, rolled out, scored and drawn
+demo-driving: $(VENV)/train.stamp
+	rm -rf outputs/demo-driving
+	$(BIN)/python train.py task=trajectory threads=1 hydra.run.dir=outputs/demo-driving
+	$(BIN)/python evaluate.py task=trajectory ckpt=outputs/demo-driving/last.ckpt threads=1 \
+		hydra.run.dir=outputs/demo-driving/evaluate results=outputs/demo-driving/results.csv
 
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
