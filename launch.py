@@ -101,6 +101,7 @@ def with_overrides_of_checkpoint(arguments: list[str], swept: Sequence[str] = ("
     runs = sorted(Path(path).glob("*/last.ckpt")) if Path(path).is_dir() else []
     of_training = ["ckpt", "resume", "fused_attention", "trainer", "callbacks", "loggers", "hydra"]
     of_training += swept if runs else []
+    of_training += ["datamodule"] if given.get("sweep") == "agents" else []  # that sweep brings its own scenes
     try:
         overrides: list[str] = recorded(runs[0] if runs else path)["overrides"]
     except (ValueError, OSError):

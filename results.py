@@ -165,10 +165,14 @@ class SweepReport(Callback):
 
     def points(self, rows: Sequence[Mapping[str, str]]) -> dict[tuple[str, str], dict[str, list[float]]]:
         """(line, x) → metric → one value a checkpoint; the last row of each counts."""
-        latest = {(r.get("policy", ""), r["model"], r[self.x], r["ckpt"]): r for r in rows if r.get(self.x)}
+        latest = {
+            (r.get("policy", ""), r["model"], r.get("split", ""), r[self.x], r["ckpt"]): r
+            for r in rows
+            if r.get(self.x)
+        }
         found: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-        for (policy, model, x, _), row in latest.items():
-            line = model if policy in ("", "model") else policy
+        for (policy, model, split, x, _), row in latest.items():
+            line = (model if policy in ("", "model") else policy) + (f" ({split})" if split else "")
             for metric in self.metrics:
                 if row.get(metric) not in (None, "", "nan"):
                     found[line, x][metric].append(float(row[metric]))

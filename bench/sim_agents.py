@@ -20,21 +20,11 @@ from bench.harness import Row, interleave, one_thread, parser, report
 from datamodules.embedded_scenes import load_embedded
 from datamodules.scene import FeatureType, Scene
 from datamodules.windows import MostTravelled, window
+from tasks.baselines import constant_velocity
 from tasks.metrics.sim_agents import SimAgents
 
 ROLLOUTS = 32
 PREDICTED = 8
-
-
-def constant_velocity(scene: Scene, index: Tensor) -> Tensor:
-    """(a, 32, 80, 4) states that keep the current heading, and 0.9 to 1.1 of the current velocity."""
-    now = scene.current
-    factor = torch.linspace(0.9, 1.1, ROLLOUTS)[:, None, None]
-    elapsed = 0.1 * torch.arange(1, 81)[:, None]
-    states = torch.cat((scene.positions[index, now], scene.headings[index, now, None]), -1)
-    states = states[:, None, None].repeat(1, ROLLOUTS, 80, 1)
-    states[..., :2] += scene.velocities[index, now, None, None] * factor * elapsed
-    return states
 
 
 def score(scene: Scene, states: Tensor, index: Tensor) -> dict[str, Tensor]:
@@ -48,8 +38,8 @@ def measure(rounds: int, threads: int) -> list[Row]:
     rows = []
     for scene in load_embedded():
         cut = window(scene, to_predict=MostTravelled(PREDICTED))
-        index = cut.simulated()
-        call = partial(score, cut, constant_velocity(cut, index), index)
+        states, index = constant_velocity(cut, ROLLOUTS)
+        call = partial(score, cut, states, index)
         kinds = cut.feature_types.new_tensor([FeatureType.EDGE_BOUNDARY, FeatureType.EDGE_MEDIAN])
         edges = int(torch.isin(cut.feature_types, kinds).sum())
         case = f"{scene.scenario_id} {len(index)} agents, {len(cut.scored())} scored, {edges} edges"

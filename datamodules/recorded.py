@@ -6,7 +6,7 @@ How a scene comes of it:
   nearest step where it is valid; without one, any valid agent; without any, the first map point), rounded to whole metres:
   that subtracts exactly, and formats that store coordinates as float32 find the same origin.
 - A state with a value that isn't finite counts as invalid, a map point or a light's entry with one is dropped; a tally
-  counts them. So are map features left without points.
+  counts them. So are map features left without points. A time that isn't finite or an id of two tracks is an error.
 - `to_predict` and `of_interest` are sorted and hold each agent once.
 - Lights are ordered by the id of their lane, which needn't be in the map; of two entries for a lane at one step the last
   holds.
@@ -26,6 +26,8 @@ from datamodules.scene import AgentType, LightState, Scene
 
 STEP = 0.1
 """Seconds between steps."""
+MOST_LIGHTS = 1 << 22
+"""Steps times lights of a scenario; the dataset has thousands. More would fill the memory from a small, damaged record."""
 CURRENT = 10
 """Index of the current step where a file doesn't tell."""
 
@@ -96,6 +98,7 @@ def to_scene(recorded: Recorded, tally: Counter[str] | None = None) -> Scene:
     for index in recorded.to_predict.tolist():
         _check_index(recorded, "tracks_to_predict", index, agents)
     _check_index(recorded, "step of a light", int(recorded.light_steps.max(initial=0)), steps)
+    _check_values(recorded)
     tally = Counter() if tally is None else tally
 
     valid = recorded.valid
@@ -153,6 +156,19 @@ def _check_index(recorded: Recorded, key: str, index: int, count: int) -> None:
         raise ValueError(
             f"scenario {recorded.scenario_id}: {key} is {index}, outside 0..{count - 1}; the record is damaged"
         )
+
+
+def _check_values(recorded: Recorded) -> None:
+    name = f"scenario {recorded.scenario_id}"
+    told = np.isfinite(recorded.times)
+    if not told.all():
+        raise ValueError(f"{name}: the time of step {told.argmin()} is not finite; the record is damaged")
+    ids, counts = np.unique(recorded.ids, return_counts=True)
+    if len(ids) < len(recorded.ids):
+        raise ValueError(f"{name}: {counts.max()} tracks have the id {ids[counts.argmax()]}; the record is damaged")
+    lights = len(np.unique(recorded.light_lanes))
+    if lights * len(recorded.times) > MOST_LIGHTS:
+        raise ValueError(f"{name}: {lights} lights over {len(recorded.times)} steps; the record is damaged")
 
 
 def _origin(recorded: Recorded) -> np.ndarray:

@@ -174,6 +174,7 @@ class ShardWriter:
                 self._partial.replace(self.path)
         finally:
             self._partial.unlink(missing_ok=True)
+            self._file.close()  # where writing failed
 
 
 def read_index(path: Path) -> tuple[list[Place], dict[str, Any]]:

@@ -91,7 +91,7 @@ class _Lists:
             if valid not in self._counts:
                 self._counts[valid] = len(self(valid))
             count = self._counts[valid]
-            if count % slots:
+            if not slots or count % slots:
                 raise ValueError(f"scenario {self.scenario}: {valid} has {count} values for {slots} slots")
             values = self(key, count)
             parts.append(values.reshape(-1, slots).T if slots_last else values.reshape(slots, -1))
@@ -139,8 +139,14 @@ def read_example(data: bytes, tally: Counter[str] | None = None) -> Scene:
         ValueError: not a tf.Example of the motion dataset, or a damaged one; names the scenario and the list.
     """
     lists = _Lists(data)
-    ids = lists("state/id").astype(np.int64)
+    tally = Counter() if tally is None else tally
+    if "scenario/id" not in lists:
+        tally["tf.Example records without scenario/id"] += 1
+    ids = lists("state/id")
     slots = len(ids)
+    if not slots or not np.isfinite(ids).all():
+        raise ValueError(f"scenario {lists.scenario}: state/id holds no ids of agents")
+    ids = ids.astype(np.int64)
 
     def over_steps(names: Iterable[str]) -> np.ndarray:
         return np.stack([lists.steps("state", name, slots, False) for name in names], axis=-1)

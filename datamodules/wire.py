@@ -11,15 +11,16 @@ def varint(data: bytes, at: int) -> tuple[int, int]:
     """(value, end) of the variable-length integer at a byte.
 
     Raises:
-        IndexError: the data ends within it.
+        IndexError: the data ends within it, or it is longer than ten bytes.
     """
-    value = shift = 0
-    while True:
+    value = 0
+    for shift in range(0, 70, 7):
         byte = data[at]
         value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
+        at += 1
         if byte < 0x80:
             return value, at
+    raise IndexError("an integer is longer than ten bytes")
 
 
 def varints(data: np.ndarray) -> np.ndarray:

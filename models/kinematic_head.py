@@ -98,7 +98,8 @@ class KinematicHead(MotionHead):
         shape = seen.shape[:-2]
         seen, type, speed = seen.reshape(-1, SUBSTEPS, 3), state.type.reshape(-1), state.speed.reshape(-1)
         end = seen[:, -1]
-        velocity = torch.einsum("nsd,s->nd", seen[..., :2], seen.new_tensor(_END_SLOPE)) / STEP
+        # a sum of products, for autocast would round a contraction to half precision
+        velocity = (seen[..., :2] * seen.new_tensor(_END_SLOPE)[:, None]).sum(1) / STEP
         end_speed = velocity[:, 0] * end[:, 2].cos() + velocity[:, 1] * end[:, 2].sin()
         boxes = boxes_of(type, end)
         corners = box_corners(end, boxes)

@@ -49,7 +49,7 @@ class Blocks(NamedTuple):
 
     def near_own_keys(self, keys: Keys) -> Keys:
         """Keys that the queries themselves have, made by blocks (leading shape k), as every block sees them."""
-        stands = self.order.new_empty(int(self.order.max()) + 1)
+        stands = self.order.new_zeros(int(self.order.max()) + 1)  # where no key is real, any that exists will do
         stands[self.order.flatten()] = torch.arange(self.order.numel(), device=self.order.device)
         return _gathered(keys, stands[self.keys])
 

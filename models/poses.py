@@ -15,6 +15,12 @@ def wrap(angle: Tensor) -> Tensor:
     return torch.where(turned >= math.pi, -math.pi, turned)  # remainder rounds up to 2π just below 0
 
 
+def wrapped(angle: Tensor) -> Tensor:
+    """Any shape: the angle in [−π, π) as float32, which rounds angles just below π up to it."""
+    narrow = wrap(angle.double()).float()
+    return torch.where(narrow >= math.pi, -math.pi, narrow)
+
+
 def compose(pose: Tensor, local: Tensor) -> Tensor:
     """Poses (…, 3) and `local` (…, 3) in their frames, broadcast together → (…, 3) in the frame of `pose`, heading in
     [−π, π)."""

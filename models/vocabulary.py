@@ -254,15 +254,17 @@ def load(path: Path | str) -> Vocabulary:
                     f"{path}: format is {metadata.get('format')!r}, expected a vocabulary of format {_FORMAT}"
                 )
             motions = file.get_tensor("motions")
-            counts = torch.tensor(json.loads(metadata["counts"]))
-            tolerances = tuple(json.loads(metadata["tolerances"]))
+            counts, tolerances = (json.loads(metadata[name]) for name in ("counts", "tolerances"))
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not a vocabulary: {error}") from error
+    for name, values, kind in (("counts", counts, int), ("tolerances", tolerances, int | float)):
+        if not isinstance(values, list) or [isinstance(each, kind) for each in values] != [True] * len(CLASSES):
+            raise ValueError(f"{path}: {name} are {values}, expected {len(CLASSES)} numbers")
     shape = tuple(motions.shape)
     if motions.ndim != 4 or shape != (len(CLASSES), shape[1], SUBSTEPS, 3) or not motions.is_floating_point():
         raise ValueError(f"{path}: motions have shape {shape}, expected ({len(CLASSES)}, n, {SUBSTEPS}, 3)")
-    if counts.shape != (len(CLASSES),) or not 1 <= int(counts.min()) <= int(counts.max()) <= shape[1]:
-        raise ValueError(f"{path}: counts are {counts.tolist()}, expected {len(CLASSES)} numbers from 1 to {shape[1]}")
+    if not 1 <= min(counts) <= max(counts) <= shape[1]:
+        raise ValueError(f"{path}: counts are {counts}, expected {len(CLASSES)} numbers from 1 to {shape[1]}")
     if not motions.isfinite().all():
         raise ValueError(f"{path}: motions hold values that aren't finite")
-    return Vocabulary(motions.float(), counts, tolerances)
+    return Vocabulary(motions.float(), torch.tensor(counts), tuple(tolerances))

@@ -180,6 +180,8 @@ class Directional:
         if self.base is not None:
             return ladder(self.base, count)
         shortest, longest = self.wavelengths or (1.0, 1.0)
+        if not 0 < shortest <= longest < math.inf:
+            raise ValueError(f"Directional: wavelengths must be positive and ascending, got {shortest} and {longest}")
         steps = torch.arange(count, dtype=torch.float64) / max(count - 1, 1)
         return 2 * math.pi / (shortest * (longest / shortest) ** steps)
 
@@ -209,6 +211,10 @@ class Directional:
 
     def __call__(self, pairs: int, heads: int) -> Tensor:
         share = self.heading_heads
+        if share > 1 and share != int(share):
+            raise ValueError(f"Directional: heading_heads={share}, expected a whole number of heads or a share below 1")
+        if not 0 <= self.heading_share <= 1:
+            raise ValueError(f"Directional: heading_share={self.heading_share}, expected a number from 0 to 1")
         turning = round(share * heads) if share < 1 else int(share)
         if share and not 0 < turning < heads:
             raise ValueError(f"Directional: heading_heads={share} of {heads} heads leaves none to one side")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import ModelParallelStrategy
 from pytorch_lightning.utilities import move_data_to_device
 from torch import Tensor
 
@@ -28,6 +29,9 @@ class AttentionPictures(pl.Callback):
         layer: which block; negative ones count from the last.
         head: which head; None for the mean of all.
         extent: metres from the agent to the sides of a picture.
+
+    Raises:
+        ValueError: weights are sharded, or there is no such agent, layer or head.
     """
 
     def __init__(
@@ -42,6 +46,13 @@ class AttentionPictures(pl.Callback):
         self.folder, self.scenes, self.extent = Path(folder), scenes, extent
         self.agent, self.layer, self.head = agent, layer, head
         self.drawn: list[Path] = []
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self.scenes and isinstance(trainer.strategy, ModelParallelStrategy):
+            raise ValueError(
+                "evaluation.callbacks.attention.scenes: the first process asks the model alone, which weights that are"
+                " sharded don't allow; use trainer=ddp or trainer=default"
+            )
 
     def keys(self, task: Trajectory, batch: SceneBatch, number: int, query: int) -> list[Keys]:
         """What agent `query` of scene `number` of the batch sees of map and agents at the current step, and its weights.

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from datamodules.scene import Scene
-from models.poses import wrap
+from models.poses import wrapped
 
 STEP = 0.1  # seconds
-
-
-def _wrapped(angle: Tensor) -> Tensor:
-    narrow = wrap(angle.double()).float()
-    return torch.where(narrow >= math.pi, -math.pi, narrow)  # float32 rounds angles just below π up to it
 
 
 def constant_velocity(
@@ -38,12 +31,14 @@ def constant_velocity(
             f"constant_velocity: need rollouts ≥ 1, steps ≥ 1, spread ≥ 0; got {rollouts}, {steps}, {spread}"
         )
     index = scene.simulated()
+    device = scene.positions.device
     factors = torch.linspace(1 - spread, 1 + spread, rollouts) if rollouts > 1 else torch.ones(1)
-    seconds = STEP * torch.arange(1, steps + 1, dtype=torch.float64)
+    factors = factors.to(device)  # made on the CPU, to be the same on all devices
+    seconds = STEP * torch.arange(1, steps + 1, dtype=torch.float64, device=device)
     travelled = factors.double()[:, None] * seconds  # (r, t)
     velocity = scene.velocities[index, scene.current].double()
     states = torch.cat(
-        (scene.positions[index, scene.current], _wrapped(scene.headings[index, scene.current])[:, None]), dim=-1
+        (scene.positions[index, scene.current], wrapped(scene.headings[index, scene.current])[:, None]), dim=-1
     )
     states = states[:, None, None].repeat(1, rollouts, steps, 1)
     moved = states[..., :2].double() + velocity[:, None, None] * travelled[None, ..., None]
@@ -68,8 +63,8 @@ def log_replay(scene: Scene, rollouts: int = 1, *, steps: int = 80) -> tuple[Ten
             f"log_replay: scene {scene.scenario_id} records {recorded} future steps, {steps} are asked for"
         )
     index, span = scene.simulated(), slice(scene.current, scene.current + steps + 1)
-    number = torch.arange(steps + 1).expand(len(index), -1)
+    number = torch.arange(steps + 1, device=index.device).expand(len(index), -1)
     last = torch.where(scene.valid[index, span], number, 0).cummax(dim=1).values[:, 1:]  # the current step is valid
-    logged = torch.cat((scene.positions, _wrapped(scene.headings)[..., None]), dim=-1)[index, span]
+    logged = torch.cat((scene.positions, wrapped(scene.headings)[..., None]), dim=-1)[index, span]
     states = logged.gather(1, last[..., None].expand(-1, -1, 4))
     return states[:, None].repeat(1, rollouts, 1, 1), index

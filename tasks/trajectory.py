@@ -15,13 +15,13 @@ from datamodules.batches import SceneBatch
 from datamodules.scene import Scene
 from models.agent_tokens import AgentTokens, MapTokens, MotionState
 from models.agents import AgentModel
-from models.poses import compose
+from models.poses import compose, wrapped
 from models.rollout import STEPS, ClosestToTruth, Sample, rollout
 from models.tokenise import Tokenised, tokenise
 from tasks.base import Task
 from tasks.baselines import constant_velocity, log_replay
 from tasks.metrics.motion_forecasting import MotionForecasting
-from tasks.metrics.motion_modes import predictions_from_rollouts
+from tasks.metrics.motion_modes import predictions_of_scene
 from tasks.metrics.motion_tracks import MAX_PREDICTIONS, MotionTracks
 from tasks.metrics.sim_agents import SimAgents
 
@@ -70,8 +70,9 @@ def in_scenes(batch: SceneBatch, poses: Tensor) -> list[Simulated]:
     The height of an agent stays that of the current step.
     """
     placed = compose(batch.frame[:, None, None, None], poses.double())  # (b, a, r, 80, 3)
-    height = batch.agent_height.double()[:, :, None, None].expand(placed.shape[:-1])
-    states = torch.stack((placed[..., 0], placed[..., 1], height, placed[..., 2]), dim=-1).float()
+    height = batch.agent_height[:, :, None, None].float().expand(placed.shape[:-1])
+    x, y = placed[..., :2].float().unbind(-1)
+    states = torch.stack((x, y, height, wrapped(placed[..., 2])), dim=-1)
     found = []
     for scene, mine, index in zip(batch.scenes, states, batch.agent_index, strict=True):
         real = index >= 0
@@ -89,10 +90,7 @@ class Policy(nn.Module):
     def update(self, simulated: Simulated) -> None:
         scene, states, index = simulated
         self.realism.update(scene, states, index)
-        wanted = scene.to_predict.to(index.device)
-        rows = (index[None] == wanted[:, None]).int().argmax(1)
-        modes = min(MAX_PREDICTIONS, states.shape[1])
-        predictions = predictions_from_rollouts(states, rows[:, None], wanted[:, None], modes)
+        predictions = predictions_of_scene(scene, states, index, modes=min(MAX_PREDICTIONS, states.shape[1]))
         self.forecasting.update(predictions, MotionTracks.from_scene(scene))
 
     def compute(self) -> dict[str, Tensor]:
@@ -158,6 +156,12 @@ class Trajectory(Task[SceneBatch]):
         self.policies = nn.ModuleDict({name: Policy(parity) for name in names})
         self.evaluating = False
         self.simulated: list[Simulated] = []
+
+    def setup(self, stage: str) -> None:
+        if self.trainer.precision not in ("32-true", "64-true", "bf16-mixed", "16-mixed"):
+            raise ValueError(
+                f"trainer.precision={self.trainer.precision} rounds poses to metres; use 32-true or bf16-mixed"
+            )
 
     def tokens(self, batch: SceneBatch) -> Tokenised:
         """The recorded tracks as motions of the head."""

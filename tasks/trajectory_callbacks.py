@@ -11,9 +11,11 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from datamodules.batches import SceneBatch
 from datamodules.scene import Scene
 from models.agent_tokens import AgentTokens, MapTokens
 from models.poses import compose
+from models.rollout import STEPS
 from tasks.rollout_file import Rollouts, save_rollouts
 from tasks.scene_animations import animate_rollouts
 from tasks.scene_pictures import draw_rollouts
@@ -109,7 +111,14 @@ class FrameProbe(pl.Callback):
     two, and the frame turned by half a turn. What is exact about headings and frames doesn't notice."""
 
     def on_test_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *others: Any) -> None:
-        task: Trajectory = pl_module
+        self._probe(pl_module, batch, "test")
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *others: Any
+    ) -> None:
+        self._probe(pl_module, batch, "val")
+
+    def _probe(self, task: Trajectory, batch: SceneBatch, stage: str) -> None:
         recorded, map, trains = task.tokens(batch), map_tokens(batch), batch.agent_trains
         half_turned = recorded._replace(futures=_half_turn(recorded.futures))
         written = {
@@ -118,7 +127,7 @@ class FrameProbe(pl.Callback):
         }
         for name, (tokens, pieces, truth) in written.items():
             loss = task.cost(tokens, pieces, truth, trains)
-            pl_module.log(f"test/model/loss_{name}", loss, on_epoch=True, batch_size=task.batch_size(batch))
+            task.log(f"{stage}/model/loss_{name}", loss, on_epoch=True, sync_dist=True, batch_size=task._weight(batch))
 
 
 Placed = TypeVar("Placed", AgentTokens, MapTokens)
@@ -145,24 +154,39 @@ class SceneCost(pl.Callback):
     def on_test_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        if batch_idx:
-            return
-        task: Trajectory = pl_module
+        if not batch_idx:
+            self._measure(pl_module, batch, "test")
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if not batch_idx:
+            self._measure(pl_module, batch, "val")
+
+    def _measure(self, task: Trajectory, batch: SceneBatch, stage: str) -> None:
         with torch.inference_mode(False), torch.enable_grad():
-            copy = batch._replace(**{k: v.clone() for k, v in batch._asdict().items() if isinstance(v, Tensor)})
+            tensors: dict[str, Any] = {k: v.clone() for k, v in batch._asdict().items() if isinstance(v, Tensor)}
+            copy = batch._replace(**tensors)
             saved = SavedBytes()
-            start = time.perf_counter()
+            start = _time(task.device)
             with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor):
                 loss = task.negative_log_likelihood(copy)
             if loss.requires_grad:
                 loss.backward()
-            step = time.perf_counter() - start
+            step = _time(task.device) - start
         task.zero_grad()
-        start = time.perf_counter()
+        start = _time(task.device)
         task.simulate(batch)
-        generated = time.perf_counter() - start
-        scores = {"saved_bytes": float(saved.total), "train_step_s": step, "rollout_step_ms": 1e3 * generated / 16}
-        pl_module.log_dict({f"test/model/{name}": value for name, value in scores.items()})
+        generated = _time(task.device) - start
+        scores = {"saved_bytes": float(saved.total), "train_step_s": step, "rollout_step_ms": 1e3 * generated / STEPS}
+        task.log_dict({f"{stage}/model/{name}": value for name, value in scores.items()})
+
+
+def _time(device: torch.device) -> float:
+    """Seconds, once the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 class SavedBytes:

@@ -17,16 +17,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 import compat  # noqa: F401 - before anything imports torchvision
 from datamodules.scene import Scene
 from datamodules.waymo_scenario import write_scenario
+from tasks.baselines import constant_velocity
 from tasks.metrics.realism import CHALLENGE_2024, CHALLENGE_2025
 from tasks.metrics.sim_agents import SimAgents
 from tasks.rollout_file import RolloutFile, Rollouts
-from tools.scene_source import EMBEDDED, find_scenes
+from tools.scene_source import EMBEDDED, FILES, find_scenes
 
 ORACLE = ("tensorflow", "tensorflow_probability", "tf_keras", "sklearn", "waymo_open_dataset")
 INSTALL = """\
@@ -39,29 +37,11 @@ CONFIGS = {2024: "challenge_2024_config.textproto", 2025: "challenge_2025_sim_ag
 # in [0, 1].
 TOLERANCE = 5e-5
 TOLERANCE_METRES = 1e-4
-ROLLOUTS = 32
 
 
 def missing_packages() -> list[str]:
     """Modules of the official code that this environment lacks."""
     return [name for name in ORACLE if importlib.util.find_spec(name) is None]
-
-
-def constant_velocity(scene: Scene, rollouts: int = ROLLOUTS) -> tuple[Tensor, Tensor]:
-    """Rollouts in which all agents go on as they are, at speeds spread evenly from 0.9 to 1.1 times theirs.
-
-    Returns:
-        (a, rollouts, 80, 4) float64 states in the coordinates of the scene, and (a,) indices of the agents.
-    """
-    index = scene.simulated()
-    now = scene.current
-    factor = torch.linspace(0.9, 1.1, rollouts, dtype=torch.float64)
-    seconds = 0.1 * torch.arange(1, 81, dtype=torch.float64)
-    velocity = scene.velocities[index, now].double()
-    start = torch.cat((scene.positions[index, now], scene.headings[index, now, None]), -1).double()
-    states = start[:, None, None].repeat(1, rollouts, 80, 1)
-    states[..., :2] += velocity[:, None, None] * (factor[:, None] * seconds)[..., None]
-    return states, index
 
 
 def official_scores(scene: Scene, rollouts: Rollouts, year: int) -> dict[str, float]:
@@ -161,7 +141,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
     source.add_argument("--rollouts", type=Path, help="file that tasks.rollout_file wrote")
     source.add_argument("--constant-velocity", nargs="+", metavar="ID", help="scenarios to simulate so instead")
     parser.add_argument("--only", nargs="+", metavar="ID", help="score these scenarios of --rollouts, not all")
-    parser.add_argument("--scenes", default=EMBEDDED, help="'embedded', or TFRecord file or folder of Scenarios")
+    parser.add_argument("--scenes", default=EMBEDDED, help=f"'embedded', or {FILES}")
     parser.add_argument("--year", type=int, choices=sorted(CONFIGS), default=max(CONFIGS), help="of the rules")
     parser.add_argument("--predict", type=int, default=8, help="agents to predict in embedded scenes (default 8)")
     parser.add_argument("--json", type=Path, help="also write all results here")
@@ -182,7 +162,9 @@ def main(arguments: Iterable[str] | None = None) -> int:
         return 2
     if chosen.json:
         chosen.json.parent.mkdir(parents=True, exist_ok=True)
-        chosen.json.write_text(json.dumps(results, indent=1))
+        temporary = chosen.json.with_name(f".{chosen.json.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(results, indent=1))
+        os.replace(temporary, chosen.json)
     wrong = [f"{result['scenario']}: {name}" for result in results for name in disagreements(result["scores"])]
     print(f"{len(results)} scenarios, " + (f"{len(wrong)} scores differ: {', '.join(wrong)}" if wrong else "all agree"))
     return 1 if wrong else 0

@@ -1,4 +1,4 @@
-"""The scenes that rollouts belong to: by scenario id from Scenario files, or the embedded ones and windows of them."""
+"""The scenes that rollouts belong to: by scenario id from Waymo's files or shards, or windows of the embedded ones."""
 
 from __future__ import annotations
 
@@ -7,38 +7,34 @@ from pathlib import Path
 
 from datamodules.embedded_scenes import load_embedded
 from datamodules.scene import Scene
+from datamodules.scene_shards import SUFFIX, SceneShards, read_index, read_place
 from datamodules.tfrecord import TFRecordFile
-from datamodules.waymo_scenario import read_scenario
+from datamodules.waymo_example import read_any
 from datamodules.windows import MostTravelled, window, wrap_headings
+from tools.waymo_to_shards import sources_of
 
 EMBEDDED = "embedded"
-
-
-def tfrecord_files(path: Path) -> list[Path]:
-    """The file itself, or the files of a folder in the order of their names.
-
-    Raises:
-        OSError: if there are none.
-    """
-    if path.is_file():
-        return [path]
-    files = sorted(each for each in path.glob("*") if each.is_file() and "tfrecord" in each.name)
-    if not files:
-        raise FileNotFoundError(f"{path}: neither a file nor a folder of files with 'tfrecord' in their names")
-    return files
+FILES = "a TFRecord file (Scenario or tf.Example), a shard, or a folder of either"
 
 
 def scenes_of_files(path: Path) -> Iterator[Scene]:
-    """All scenarios of a TFRecord file, or of a folder of them, one after another.
+    """All scenarios of a TFRecord file of either kind or of a shard, or of a folder of them, one after another.
 
     Raises:
         OSError: if there are none.
         ValueError: if one is damaged; names file, record and object.
     """
-    for file in tfrecord_files(path):
+    if path.is_dir() and any(path.glob(f"*{SUFFIX}")):
+        yield from SceneShards(path)
+        return
+    if path.suffix == SUFFIX:
+        for place in read_index(path)[0]:
+            yield read_place(path, place)
+        return
+    for file in sources_of(path):
         for number, record in enumerate(TFRecordFile(file)):
             try:
-                yield read_scenario(record)
+                yield read_any(record)
             except ValueError as error:
                 raise ValueError(f"{file}: record {number}: {error}") from error
 
@@ -60,7 +56,7 @@ def find_scenes(source: str, scenario_ids: Iterable[str], predict: int = 8) -> I
     """The scenes of these ids, each once, in the order of the source.
 
     Args:
-        source: "embedded", a TFRecord file of Scenarios, or a folder of them.
+        source: "embedded", or what `scenes_of_files` reads.
         scenario_ids: which to find.
         predict: embedded scenes have no agents marked to be predicted; so many that move farthest are.
 

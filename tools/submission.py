@@ -20,7 +20,7 @@ from pathlib import Path
 from datamodules.protos.submission_pb2 import ScenarioRollouts, SimAgentsChallengeSubmission
 from datamodules.waymo_extra import json_format
 from tasks.rollout_file import RolloutFile, Rollouts
-from tools.scene_source import EMBEDDED, embedded_window, scenes_of_files
+from tools.scene_source import EMBEDDED, FILES, embedded_window, scenes_of_files
 from tools.submission_check import (
     REQUIRED,
     ROLLOUTS_FIELD,
@@ -189,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     validating = commands.add_parser("validate", help="list the faults of an archive")
     validating.add_argument("archive", type=Path)
     for each in (building, validating):
-        each.add_argument("--scenes", help="'embedded', or TFRecord file or folder of Scenarios, to check the objects")
+        each.add_argument("--scenes", help=f"'embedded', or {FILES}, to check the objects")
         each.add_argument("--limit", type=int, default=50, help="faults to list (default 50)")
     chosen = parser.parse_args(arguments)
     try:

@@ -35,6 +35,9 @@ SHARD_NAME = re.compile(r"(?:\./)?[^/]+\.binproto-(\d{5})-of-(\d{5})")
 PARAMETERS = re.compile(r"\d+[A-Z]")
 # In 0.1 s nothing gets this far: whoever starts farther away was written in other coordinates than the file's.
 START_DISTANCE = 20.0
+# A scenario's rollouts take 40 kB an object, a submission's own fields a page of text; a longer field is damage.
+MOST_BYTES = 1 << 29
+MOST_METADATA = 1 << 20
 ROLLOUTS_FIELD = SimAgentsChallengeSubmission.DESCRIPTOR.fields_by_name["scenario_rollouts"].number
 
 
@@ -90,6 +93,8 @@ class _Reader:
         self.stream = stream
 
     def _exactly(self, count: int) -> bytes:
+        if count > MOST_BYTES:
+            raise DecodeError(f"a field of {count} bytes")
         data = self.stream.read(count)
         if len(data) != count:
             raise DecodeError("the message is cut short")
@@ -150,6 +155,10 @@ def check_metadata(message: SimAgentsChallengeSubmission, where: str, faults: Fa
             "submission_type", where, f"submission_type is {message.submission_type}, not SIM_AGENTS_SUBMISSION (1)"
         )
     set_fields = {field.name: value for field, value in message.ListFields()}
+    for name, value in set_fields.items():  # what isn't UTF-8 comes as bytes
+        if any(isinstance(part, bytes) for part in (value if name in ("authors", "public_model_names") else (value,))):
+            faults.add("metadata", where, f"{name} isn't UTF-8 text")
+            return
     for name in REQUIRED:
         if name not in set_fields or set_fields[name] == "":
             faults.add("metadata", where, f"required metadata {name} isn't set")
@@ -227,9 +236,13 @@ def _check_shard(
         for number, whole, content in _Reader(stream).fields():
             if number != ROLLOUTS_FIELD:
                 metadata += whole
+                if len(metadata) > MOST_METADATA:
+                    raise DecodeError(f"more than {MOST_METADATA} bytes beside the scenarios")
                 continue
             rollouts = ScenarioRollouts.FromString(content)
             identity = rollouts.scenario_id
+            if isinstance(identity, bytes):
+                raise DecodeError(f"scenario_id {identity!r} isn't UTF-8 text")
             required = simulated(identity) if simulated else None
             if simulated and required is None:
                 faults.add("unknown scenario", f"{shard}, scenario {identity}", "isn't one of the given scenes")

@@ -27,14 +27,14 @@ from models.poses import box_corners
 from models.token_head import TokenHead
 from models.tokenise import steady_headings, tokenise
 from models.vocabulary import FAMILIES, Vocabulary, build, join, load, sampled, sampled_segments, save
-from tools.scene_source import EMBEDDED, scenes_of_files
+from tools.scene_source import EMBEDDED, FILES, scenes_of_files
 
 SYNTHETIC = "synthetic"
 _CLASS_OF = {AgentType.VEHICLE: 0, AgentType.PEDESTRIAN: 1, AgentType.CYCLIST: 2}
 
 
 def open_scenes(source: str, count: int) -> Iterable[Scene]:
-    """The embedded scenes, `count` synthetic ones, or those of a TFRecord file or folder."""
+    """The embedded scenes, `count` synthetic ones, or those of files."""
     if source == EMBEDDED:
         return load_embedded(extra=True)
     if source == SYNTHETIC:
@@ -223,9 +223,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.vocabulary", description=__doc__.split("\n", 1)[0])
     commands = parser.add_subparsers(required=True)
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument(
-        "--source", default=EMBEDDED, help="'embedded', 'synthetic', or TFRecord file or folder of Scenarios"
-    )
+    shared.add_argument("--source", default=EMBEDDED, help=f"'embedded', 'synthetic', or {FILES}")
     shared.add_argument("--scenes", type=int, default=32, help="number of synthetic scenes (default 32)")
     shared.add_argument("--segments", type=int, default=200_000, help="motions of a class, at most (default 200000)")
     made = commands.add_parser("build", parents=[shared], help="k-disks over recorded motions")

@@ -95,6 +95,8 @@ def convert(source: Path, shard: Path, budget: int) -> Report:
                     f"{source}: record at byte {last['offset']}: {last['reason']} "
                     f"(damaged record {len(skipped)} of this file, --budget {budget})"
                 )
+        if not counts["scenes"] and not skipped:
+            counts["files without records"] += 1  # such as a download that never began
         if _identity(source) != before:
             raise ValueError(f"{source} changed while it was read; run again once it is whole")
         about = {"format": FORMAT, "source": before | {"crc32c": crc_of(source)}, "skipped": skipped, "counts": counts}
@@ -258,6 +260,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for fault in manifest["skipped"]:
         print(f"left out: {fault['file']}: record at byte {fault['offset']}: {fault['reason']}", file=sys.stderr)
     counts = manifest["counts"]
+    if empty := counts.get("files without records"):
+        names = [row["source"]["name"] for row in manifest["shards"] if not row["scenes"]]
+        print(f"warning: {empty} files hold no record, such as {names[0]}; fetch them again", file=sys.stderr)
     print(
         f"{counts['scenes']} scenes with {counts['agents']} agents in {len(manifest['shards'])} shards of {options.folder}, "
         f"{len(manifest['skipped'])} records left out, dataset version {manifest['dataset_version']}"

@@ -56,7 +56,7 @@ def road_edges(polylines: list[Tensor], close_longest_only: bool = False) -> Roa
         The segments, or None where there are none.
     """
     if not close_longest_only:
-        polylines = [_without_repeats(line) for line in polylines]
+        polylines = [_without_repeats(line) for line in polylines if len(line)]
     polylines = [line for line in polylines if len(line) > 1]
     if not polylines:
         return None

@@ -251,6 +251,15 @@ def test_ranks_share_the_held_out_scenes_exactly(world, monkeypatch):
     assert sorted(seen) == sorted(f"synthetic-{seed}" for seed in range(1000, 1007))
 
 
+def test_fewer_held_out_scenes_than_ranks_are_refused_by_all(monkeypatch):
+    for rank in (0, 7):
+        data = driving()
+        monkeypatch.setattr(data, "_rank_and_world", lambda rank=rank: (rank, 8))
+        data.setup("validate")
+        with pytest.raises(ValueError, match=r"datamodule\.val: 7 scenes for 8 ranks"):
+            data.val_dataloader()
+
+
 def test_an_interrupted_epoch_goes_on():
     def names(batches):
         return [[scene.scenario_id for scene in batch.scenes] for batch in batches]

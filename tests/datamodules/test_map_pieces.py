@@ -90,6 +90,14 @@ def test_polygons_become_their_sides(scene):
     assert pieces.points[:, 1, 0].sum() == 24
 
 
+@pytest.mark.parametrize("far", [1e4, 1e9, 1e30])
+def test_sides_of_absurd_length_are_left_out(scene, far):
+    corners = np.array([[0, 0, 0], [8, 0, 0], [8, 4, 0], [far, 4, 0]], np.float64)
+    pieces = map_pieces(with_map(scene, [corners], [FeatureType.DRIVEWAY]))
+    assert pieces.points[:, 1, 0].sum() == 12
+    assert pieces.pose.isfinite().all()
+
+
 def test_rigid_motion_moves_the_poses_and_nothing_else(scene):
     angle, shift = torch.tensor(2.2, dtype=torch.float64), torch.tensor([30.0, -12.0], dtype=torch.float64)
     moved = scene.points.double().clone()

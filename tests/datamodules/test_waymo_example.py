@@ -1,10 +1,13 @@
 """tf.Example records: the same scene as the Scenario record gives, what the format can't hold, and damaged lists."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
 from waymo_cases import differences, small_scene
 
+from datamodules import wire
 from datamodules.protos import example_pb2, scenario_pb2
 from datamodules.waymo_example import is_example, read_any, read_example, write_example
 from datamodules.waymo_scenario import read_scenario, write_scenario
@@ -223,6 +226,30 @@ def test_damaged_records_are_named(scene, data, example):
         del features[name]
     features["state/is_sdc"].int64_list = listed(np.zeros(128, np.int64))
     refused("state/is_sdc marks 0 agents")
+    features["traffic_light_state/current/valid"].int64_list = b""
+    features["state/is_sdc"].int64_list = listed(np.eye(1, 128, dtype=np.int64)[0])
+    refused("traffic_light_state/past/valid has 160 values for 0 slots")
+    features["state/id"].float_list = listed(np.full(128, np.nan, np.float32))
+    refused("state/id holds no ids")
+    features["state/id"].float_list = b""
+    refused("state/id holds no ids")
+
+
+def test_an_example_without_a_name_is_counted(example):
+    del example.features.feature["scenario/id"]
+    tally = Counter()
+    read_example(example.SerializeToString(), tally)
+    assert tally["tf.Example records without scenario/id"] == 1
+
+
+def test_a_varint_ends_within_ten_bytes():
+    assert wire.varint(b"\x05\xac\x02", 1) == (300, 3)
+    assert wire.varint(varint(2**64 - 1), 0) == (2**64 - 1, 10)
+    # Without a bound this takes time by the square of the length.
+    for data in (b"\xff" * 1_000_000, b"\x80" * 11 + b"\x01"):
+        with pytest.raises(IndexError, match="ten bytes"):
+            wire.varint(data, 0)
+    assert not is_example(b"\x0a" + b"\xff" * 1_000_000)
 
 
 @pytest.mark.parametrize(

@@ -301,6 +301,12 @@ def test_the_first_eleven_steps_alone(scene, message):
         (lambda m: m.tracks[3].states.pop(), r"track \d+ has 90 states for 91 steps"),
         (lambda m: m.dynamic_map_states.add(), "92 dynamic_map_states for 91 steps"),
         (lambda m: m.ClearField("tracks"), "holds no track"),
+        (lambda m: setattr(m.tracks[2], "id", m.tracks[5].id), r"2 tracks have the id \d+"),
+        (lambda m: m.timestamps_seconds.__setitem__(3, float("nan")), "the time of step 3 is not finite"),
+        (
+            lambda m: [m.dynamic_map_states[0].lane_states.add(lane=lane) for lane in range(50_000)],
+            r"500\d\d lights over 91 steps",
+        ),
     ],
 )
 def test_an_inconsistent_scenario_is_named(scene, message, change, words):

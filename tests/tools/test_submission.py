@@ -18,11 +18,11 @@ from datamodules.protos.submission_pb2 import SimAgentsChallengeSubmission
 from datamodules.synthetic_scenes import synthetic_scene
 from datamodules.tfrecord import write_tfrecord
 from datamodules.waymo_scenario import read_scenario, write_scenario
+from tasks.baselines import constant_velocity
 from tasks.rollout_file import RolloutFile, Rollouts, save_rollouts
 from tools import submission_check
-from tools.official_metrics import constant_velocity
 from tools.submission import main, scenario_message, write_archive
-from tools.submission_check import Simulated, check_archive
+from tools.submission_check import Simulated, check_archive, delimited
 
 OFFICIAL = Wheel(
     "waymo-open-dataset-tf-2-12-0", "1.6.7", "963462582955fe7c13c559c8fb712c5a7d8f2404486af63b7964b3b8a84872f8"
@@ -297,6 +297,23 @@ def test_names_of_shards(world, tmp_path):
     faults = check_archive(tmp_path / "a.tar.gz").faults
     assert faults.counts["message"] == 1
     assert "submission.binproto-00149-of-00150" in faults.texts[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"\x0a\x80\x80\x80\x80\x80\x20abc", "a field of 1099511627776 bytes"),
+        (b"\x0a" + b"\xff" * 9 + b"\x7fabc", "a field of 1180591620717411303423 bytes"),
+        (delimited(1, delimited(1, b"\xff")), r"scenario_id b'\xff' isn't UTF-8"),
+        (delimited(3, b"\xff"), "account_name isn't UTF-8"),
+        (delimited(5, b"\xff"), "authors isn't UTF-8"),
+        (delimited(7, b"a" * (1 << 20)), "more than 1048576 bytes beside the scenarios"),
+    ],
+)
+def test_hostile_shards(tmp_path, content, text):
+    pack(tmp_path / "a.tar.gz", {"submission.binproto-00000-of-00001": content})
+    faults = check_archive(tmp_path / "a.tar.gz", shards=1).faults
+    assert any("submission.binproto-00000-of-00001" in each and text in each for each in faults.texts), faults.texts
 
 
 def test_shards_must_agree(world, tmp_path):

@@ -67,6 +67,16 @@ def test_both_kinds_become_shards(source, tmp_path, records, capsys):
     assert {path.suffix for path in out.iterdir()} == {".scenes", ".json"}
 
 
+def test_a_file_without_records_is_told(source, tmp_path, capsys):
+    (source / "v.tfrecord-00001-of-00003").write_bytes(b"")
+    assert convert(source, tmp_path / "out") == 0
+    said = capsys.readouterr()
+    assert "warning: 1 files hold no record, such as v.tfrecord-00001-of-00003" in said.err
+    assert "4 scenes" in said.out
+    counts = json.loads((tmp_path / "out" / "manifest.json").read_text())["counts"]
+    assert counts["files without records"] == 1
+
+
 def test_processes_give_the_same(source, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     assert convert(source, one) == 0

@@ -81,6 +81,7 @@ def test_repeated_points_change_nothing():
 def test_without_edges_there_is_nothing():
     assert road_edges([]) is None
     assert road_edges([double([0, 0, 0])]) is None
+    assert road_edges([double([0, 0, 0])[:0]]) is None
 
 
 def every_segment(points, polylines):
