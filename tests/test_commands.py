@@ -126,3 +126,13 @@ def test_a_folder_of_runs_speaks_through_its_first(trained, tmp_path):
     assert not any(argument.startswith("position=") for argument in arguments)
     assert arguments.count("epochs=7") == 1
     assert "epochs=2" not in arguments
+
+
+def test_what_is_chosen_anew_sheds_its_old_keys(tmp_path):
+    path = tmp_path / "last.ckpt"
+    overrides = ["task=trajectory", "datamodule=scenes_womd", "datamodule.path=D", "pos=rope"]
+    torch.save({"run": {"overrides": overrides}}, path)
+    for given in ("sweep=agents", "datamodule=scenes_synthetic"):
+        arguments = ["evaluate.py", f"ckpt={path}", given]
+        with_overrides_of_checkpoint(arguments)
+        assert set(arguments) == {"evaluate.py", "task=trajectory", "pos=rope", f"ckpt={path}", given}
