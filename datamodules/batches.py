@@ -62,3 +62,26 @@ class SceneBatch(NamedTuple):
     map_valid: Tensor
     frame: Tensor
     scenes: tuple[Scene, ...]
+
+
+class TokenBatch(NamedTuple):
+    """b rows of text, t tokens each.
+
+    Attributes:
+        tokens: (b, t) int64.
+        targets: (b, t) int64: the token that follows, −100 where none is to be told (after a document's last token, say).
+        position: (b, t) int64: tokens since the document began, or since the window of an evaluation did.
+        bytes: (b, t) int64: bytes of text that the target stands for, 0 where it is ignored.
+        fresh: (b,) bool: rows that begin anew; the others go on from where the batch before ended.
+        depth: (b,) float32: where in the text the answer lies, 0 … 1; NaN where that means nothing.
+        references: b tuples of answers to look for in what the model writes after the prompt, or () where none are.
+            The prompt then ends at the first target, in the same column in all rows.
+    """
+
+    tokens: Tensor
+    targets: Tensor
+    position: Tensor
+    bytes: Tensor
+    fresh: Tensor
+    depth: Tensor
+    references: tuple[tuple[str, ...], ...] = ()
