@@ -25,7 +25,7 @@ class Stream(NamedTuple):
 
 
 class Span(NamedTuple):
-    """What a layer must know of the tokens it is given: k chunks of t tokens, whole ones (t = c) or, with k = 1, a piece of one.
+    """What a layer must know of the tokens it is given: k whole chunks of t = c tokens, or, k = 1, a piece of one.
 
     s is the number of keys: those carried from the chunk before, those of the chunk so far, and the t new ones.
 
@@ -74,7 +74,7 @@ def advance(
         blocks: the chunked path sees its own block of `window` tokens of the chunk, instead of the last `window` tokens.
         reads: see `Span`.
     """
-    rows, tokens = starts.shape
+    tokens = starts.shape[1]
     begun = stream.current.shape[1]
     chunks, t = (tokens // chunk, chunk) if tokens > chunk else (1, tokens)
     assert chunks == 1 or (begun == 0 and tokens % chunk == 0)
