@@ -1,0 +1,1 @@
+"""Long-context problems that are generated exactly, one family a file, seeded."""

@@ -1,0 +1,34 @@
+"""Queries and keys turned by where they stand: the one place where a language model meets `rotary`."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from rotary import Rotary, rotate, unit
+
+
+class Turn(nn.Module):
+    """Rotates queries and keys that have positions of their own; without a rotary it passes them on.
+
+    Args:
+        rotary: frequencies and scaling; None for no positions (NoPE).
+    """
+
+    def __init__(self, rotary: Rotary | None) -> None:
+        super().__init__()
+        self.rotary = rotary
+
+    @property
+    def logit_gain(self) -> float:
+        """What the softmax scale must be multiplied by."""
+        return 1.0 if self.rotary is None else self.rotary.logit_gain
+
+    def forward(
+        self, queries: Tensor, keys: Tensor, query_position: Tensor, key_position: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Queries (*b, h, t, d) at positions (t, 1), keys (*b, h, s, d) at (s, 1), → both, turned."""
+        if self.rotary is None:
+            return queries, keys
+        length = key_position.amax() + 1 if self.rotary.scaling.dynamic else None
+        query, key = self.rotary(query_position, length), self.rotary(key_position, length)
+        return rotate(queries, unit(query)), rotate(keys, unit(key))
