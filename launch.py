@@ -25,9 +25,12 @@ def _longest(size: int | Sequence[int]) -> int:
     return int(size) if isinstance(size, int) else max(int(side) for side in size)
 
 
-def extension(tested: int | Sequence[int], trained: int | Sequence[int]) -> float:
-    """How many times longer the tested extent is than the trained one, at least 1; sizes are numbers or (height, width)."""
-    return max(1.0, _longest(tested) / _longest(trained))
+def extension(tested: int | Sequence[int] | None, trained: int | Sequence[int]) -> float:
+    """How many times longer the tested extent is than the trained one, at least 1; sizes are numbers or (height, width).
+
+    None is a stream without an end, which no scaling is for: 1.
+    """
+    return 1.0 if tested is None else max(1.0, _longest(tested) / _longest(trained))
 
 
 def sides(size: int | Sequence[int]) -> str:

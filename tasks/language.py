@@ -1,0 +1,194 @@
+"""Language modelling over streams: truncated backpropagation through the state, bits per byte, and what the memory is worth."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchmetrics import MeanMetric, Metric
+
+from datamodules.batches import TokenBatch
+from models.fusion import Fusion
+from models.generate import generate
+from models.states import detach
+from rotary import advice
+from tasks.base import Task
+from tasks.metrics.bits_per_byte import BitsPerByte
+from tasks.metrics.contained import contained
+from tasks.metrics.loss_by_position import LossByPosition
+from tasks.metrics.recall import Recall
+
+IGNORED = -100
+
+
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross entropy of logits (b, t, v) against targets (b, t), in nats, zero where a target is −100: (b, t) float32."""
+    return functional.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none", ignore_index=IGNORED)
+
+
+class Language(Task[TokenBatch]):
+    """Trains a language model that carries a state from batch to batch.
+
+    The state of a step enters the next one detached, so gradients reach back over one batch: its chunks are the K of
+    truncated backpropagation. Training, validation and test have states of their own; each epoch begins anew.
+
+    Args:
+        model: tokens (b, t), state → logits (b, t, vocabulary), state. Where its `streams` is False, every training batch
+            begins anew.
+        gate_rate: how many times the common learning rate the model's `gate_parameters` take.
+        mutes: in a test, read everything a second time with the memory answering zero.
+        answers: where a problem has references, in a test, let the model write and look for them.
+        decode: tokens → text, for `answers`.
+        others: of `Task`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *args: Any,
+        gate_rate: float = 10.0,
+        mutes: bool = True,
+        answers: bool = False,
+        decode: Any = None,
+        **others: Any,
+    ) -> None:
+        super().__init__(model, *args, **others)
+        if gate_rate != 1 and self.schedule is None:
+            raise ValueError("task.gate_rate acts through the schedule: set task.schedule, or gate_rate=1")
+        self.gate_rate, self.mutes, self.answers, self.decode = gate_rate, mutes, answers, decode
+        self._states: dict[str, Any] = {}
+        self.bits, self.muted_bits = BitsPerByte(), BitsPerByte()
+        self.recall, self.contained = Recall(), MeanMetric()
+        self.by_position, self.by_chunk = LossByPosition(), LossByPosition()
+        self.shares = nn.ModuleList(MeanMetric() for _ in self.fusions())
+
+    def fusions(self) -> list[Fusion]:
+        """The fusions of layers that have a memory."""
+        blocks = [block for block in self.model.modules() if getattr(block, "bank", None) is not None]
+        return [cast(Fusion, block.fusion) for block in blocks]
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Decayed, spared, and the gates among both at `gate_rate` times their learning rate."""
+        names = getattr(self.model, "gate_parameters", set)()
+        gates = {id(parameter) for name, parameter in self.model.named_parameters() if name in names}
+        groups = []
+        for group in super().parameter_groups():
+            for chosen, scale in ((False, 1.0), (True, self.gate_rate)):
+                parameters = [parameter for parameter in group["params"] if (id(parameter) in gates) == chosen]
+                if parameters:
+                    groups.append({**group, "params": parameters, "lr_scale": scale})
+        return groups
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        for rotary in self.model.rotaries():  # type: ignore[operator]
+            warning = advice(rotary, self.model.reach)
+            if warning is not None:
+                warnings.warn(warning, stacklevel=1)
+
+    def on_train_epoch_start(self) -> None:
+        self._states.pop("train", None)
+
+    def on_validation_epoch_start(self) -> None:
+        self._states.pop("val", None)
+
+    def on_test_epoch_start(self) -> None:
+        for name in ("test", "muted"):
+            self._states.pop(name, None)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._states.clear()
+
+    def batch_size(self, batch: TokenBatch) -> int:
+        """The targets that count."""
+        return int((batch.targets != IGNORED).sum())
+
+    def read(self, batch: TokenBatch, stream: str, *, reads: bool = True) -> tuple[Tensor, Any]:
+        """Logits (b, t, v) of a batch, read on from where `stream` stands, and the state it was read from.
+
+        Raises:
+            ValueError: some rows begin anew and others go on, or rows go on that never began.
+        """
+        begins = bool(batch.fresh.all())
+        if not begins and bool(batch.fresh.any()):
+            raise ValueError("a batch mixes rows that begin anew with rows that go on")
+        if stream == "train" and not getattr(self.model, "streams", True):
+            begins = True
+        before = None if begins else self._states.get(stream)
+        logits, after = self.model(batch.tokens, before, reads=reads)
+        self._states[stream] = detach(after)
+        return logits, before
+
+    def loss(self, batch: TokenBatch) -> Mapping[str, Tensor]:
+        logits, _ = self.read(batch, "train")
+        losses = token_losses(logits, batch.targets)
+        return {"loss": losses.sum() / (batch.targets != IGNORED).sum().clamp(min=1)}
+
+    def measure(self, batch: TokenBatch) -> Mapping[str, Any]:
+        testing = self.trainer.testing
+        stream = "test" if testing else "val"
+        hooks = [self._watch(fusion, metric) for fusion, metric in zip(self.fusions(), self.shares, strict=True)]
+        logits, before = self.read(batch, stream)
+        for hook in hooks:
+            hook.remove()
+        losses = token_losses(logits, batch.targets)
+        self.bits.update(losses, batch.targets, batch.bytes)
+        self.recall.update(logits.argmax(-1), batch.targets, batch.depth)
+        mean = losses.sum() / (batch.targets != IGNORED).sum().clamp(min=1)
+        if testing:
+            self.by_position.update(losses, batch.targets, batch.position)
+            chunk = getattr(self.model, "chunk", None)
+            if chunk is not None:
+                begun = 0 if before is None else before.stream.current.shape[1]
+                places = (torch.arange(losses.shape[1], device=losses.device) + begun) % chunk
+                self.by_chunk.update(losses, batch.targets, places.expand_as(losses))
+            if self.mutes and self.shares:
+                muted, _ = self.read(batch, "muted", reads=False)
+                self.muted_bits.update(token_losses(muted, batch.targets), batch.targets, batch.bytes)
+            if self.answers and batch.references:
+                self._look_for_answers(batch, before)
+        return {"loss": mean}
+
+    def _watch(self, fusion: Fusion, metric: Any) -> Any:
+        return fusion.register_forward_hook(lambda module, inputs, output: metric.update(output[..., -1].mean()))
+
+    def _look_for_answers(self, batch: TokenBatch, before: Any) -> None:
+        """Greedy continuation of every prompt, as long as the answers; the share of references in it."""
+        asked = (batch.targets != IGNORED).any(0).nonzero().flatten()
+        prompt, count = int(asked[0]) + 1, int(asked[-1] - asked[0]) + 1
+        logits, state = self.model(batch.tokens[:, :prompt], before)
+        written = torch.stack(list(generate(self.model, logits[:, -1], state, count, temperature=0.0)), 1)
+        for row, references in zip(written.tolist(), batch.references, strict=True):
+            self.contained.update(contained(self.decode(row).decode("utf-8", "replace"), references))
+
+    def _scores(self) -> dict[str, Any]:
+        """What an epoch of measuring amounts to, beside the loss; the metrics begin anew."""
+        scores: dict[str, Any] = {}
+        named = {"": self.bits, "without_memory_": self.muted_bits}
+        for prefix, metric in named.items():
+            if metric.update_called:
+                scores |= {prefix + name: value for name, value in metric.compute().items()}
+        scores |= self.recall.compute() if self.recall.update_called else {}
+        for prefix, metric in (("loss_at_", self.by_position), ("loss_in_chunk_at_", self.by_chunk)):
+            if metric.update_called:
+                scores |= {prefix + label: value for label, value in metric.compute().items()}
+        for layer, metric in enumerate(self.shares):
+            if cast(Metric, metric).update_called:
+                scores[f"memory_share_{layer}"] = cast(Metric, metric).compute()
+        if self.contained.update_called:
+            scores["contained"] = self.contained.compute()
+        for metric in (
+            self.bits, self.muted_bits, self.recall, self.by_position, self.by_chunk, self.contained, *self.shares
+        ):
+            cast(Metric, metric).reset()
+        return scores
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict({f"val/{name}": value for name, value in self._scores().items()}, sync_dist=False)
+
+    def on_test_epoch_end(self) -> None:
+        self.log_dict({f"test/{name}": value for name, value in self._scores().items()}, sync_dist=False)
