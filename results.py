@@ -1,11 +1,12 @@
-"""Rows of evaluation: appended to one CSV by any number of processes, printed as a table, drawn against the resolution.
+"""Rows of evaluation: appended to one CSV by any number of processes, printed as tables, drawn as curves and heat maps.
 
-`python -m results PATH` prints and draws again what a file holds.
+`python -m results PATH` prints and draws again what a file holds, as the sweeps in `configs/sweep` do at their end.
 """
 
 from __future__ import annotations
 
 import csv
+import math
 import os
 import sys
 import tempfile
@@ -16,9 +17,12 @@ from typing import Any
 
 from filelock import FileLock
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
+
+Row = Mapping[str, str]
 
 
 def read_rows(path: str | Path) -> list[dict[str, str]]:
@@ -46,12 +50,16 @@ def append_row(path: str | Path, row: Mapping[str, Any]) -> None:
         os.replace(temporary, path)
 
 
-def rows_of(metrics: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Lightning's metrics as rows: `test/top1` gives one row; `test/POLICY/NAME` one row a policy, with that column."""
+def rows_of(metrics: Mapping[str, float], column: str = "policy") -> list[dict[str, Any]]:
+    """Lightning's metrics as rows: `test/top1` gives one row; `test/PART/NAME` one row a part, which `column` names.
+
+    Where there are both, the column of the row of the whole is empty.
+    """
+    parted = any(name.count("/") > 1 for name in metrics)
     rows: dict[str, dict[str, Any]] = {}
     for name, value in metrics.items():
-        _, *policy, metric = name.split("/")
-        row = rows.setdefault("/".join(policy), {"policy": "/".join(policy)} if policy else {})
+        _, *part, metric = name.split("/")
+        row = rows.setdefault("/".join(part), {column: "/".join(part)} if parted else {})
         row[metric] = round(value, 6)
     return list(rows.values())
 
@@ -65,7 +73,7 @@ def print_point(rows: Sequence[Mapping[str, Any]]) -> None:
     shared = [key for key in keys if len({str(row.get(key, "")) for row in rows}) == 1]
     table = Table(title="  ".join(f"{key}={rows[0][key]}" for key in shared if key in rows[0]))
     first, *others = [key for key in keys if key not in shared]
-    for column in (first, *(str(row[first]) for row in rows)):
+    for column in (first, *(str(row.get(first, "")) or "all" for row in rows)):
         table.add_column(column, justify="left" if column == first else "right")
     for key in others:
         table.add_row(key, *(str(row.get(key, "")) for row in rows))
@@ -80,7 +88,25 @@ def _pixels(resolution: str) -> float:
     return product ** (1 / len(sides))
 
 
-def curves(rows: Sequence[Mapping[str, str]], metric: str) -> dict[tuple[str, str], dict[str, list[float]]]:
+def drawing() -> Any:
+    """pyplot without a screen, imported where something is drawn."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def save_figure(figure: Any, path: str | Path, dpi: int = 130) -> None:
+    """Write a figure of pyplot as PNG, whole or not at all, and close it."""
+    partial = Path(path).with_suffix(".partial.png")
+    figure.savefig(partial, dpi=dpi)
+    os.replace(partial, path)
+    drawing().close(figure)
+
+
+def curves(rows: Sequence[Row], metric: str) -> dict[tuple[str, str], dict[str, list[float]]]:
     """(model, scaling) → resolution → values of all checkpoints, the last row of each checkpoint counting."""
     latest = {(r["model"], r["scaling"], r["resolution"], r["ckpt"], r["split"]): r for r in rows if r.get(metric)}
     found: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -89,7 +115,7 @@ def curves(rows: Sequence[Mapping[str, str]], metric: str) -> dict[tuple[str, st
     return found
 
 
-def print_table(rows: Sequence[Mapping[str, str]], metric: str = "top1") -> None:
+def print_table(rows: Sequence[Row], metric: str = "top1") -> None:
     """Models and scalings down, resolutions across; means over checkpoints, in percent."""
     lines = curves(rows, metric)
     resolutions = sorted({r for line in lines.values() for r in line}, key=_pixels)
@@ -102,13 +128,9 @@ def print_table(rows: Sequence[Mapping[str, str]], metric: str = "top1") -> None
     Console(width=None if os.isatty(1) else 140).print(table)
 
 
-def draw(rows: Sequence[Mapping[str, str]], path: str | Path, metric: str = "top1") -> None:
+def draw(rows: Sequence[Row], path: str | Path, metric: str = "top1") -> None:
     """PNG of the metric against the test resolution, one line a model and scaling, the training resolution marked."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = drawing()
     styles = {"identity": "-", "interpolate": ":", "ntk": "--", "yarn": "-."}
     lines = curves(rows, metric)
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
@@ -127,17 +149,53 @@ def draw(rows: Sequence[Mapping[str, str]], path: str | Path, metric: str = "top
     axes.set(xlabel="test resolution (pixels)", ylabel=f"{metric} (%)")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    path = Path(path)
-    figure.savefig(path.with_suffix(".partial.png"), dpi=150)
-    os.replace(path.with_suffix(".partial.png"), path)
-    pyplot.close(figure)
+    save_figure(figure, path, dpi=150)
 
 
-class ResolutionFigure(Callback):
-    """After the last point of a sweep: the table, and `resolution.png` beside the results, of all rows in the file."""
+class Report(Callback):
+    """After the last point of a sweep: a table on the terminal and a figure beside the file, of all rows that belong here.
+
+    Attributes:
+        needs: what those rows have, in words.
+    """
+
+    needs: str
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        report(config.results)
+        self.report(config.results)
+
+    def report(self, path: str | Path) -> None:
+        """Show what a file holds.
+
+        Raises:
+            ValueError: it has no rows that belong here.
+        """
+        rows = self.own(read_rows(path))
+        if not rows:
+            raise ValueError(f"{path}: no rows with {self.needs}")
+        self.show(rows, Path(path))
+
+    def own(self, rows: Sequence[Row]) -> list[Row]:
+        """Those of the rows that belong here."""
+        raise NotImplementedError
+
+    def show(self, rows: Sequence[Row], path: Path) -> None:
+        """Print and draw rows, all of them own, of the file `path`."""
+        raise NotImplementedError
+
+
+class ResolutionFigure(Report):
+    """Top-1 by resolution and scaling, drawn as `resolution.png`."""
+
+    needs = "top1"
+
+    def own(self, rows: Sequence[Row]) -> list[Row]:
+        return [row for row in rows if row.get("top1")]
+
+    def show(self, rows: Sequence[Row], path: Path) -> None:
+        print_table(rows)
+        draw(rows, path.parent / "resolution.png")
+        print(f"results: {path}\nfigure: {path.parent / 'resolution.png'}")
 
 
 def spread(values: Sequence[float]) -> str:
@@ -147,96 +205,204 @@ def spread(values: Sequence[float]) -> str:
     return f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if len(values) > 1 else "")
 
 
-class SweepReport(Callback):
-    """After the last point of a sweep over `x`: a table of all rows of the file, and a figure where x counts something.
+def known(row: Row, metric: str) -> bool:
+    """Whether a row has a value of a metric."""
+    return row.get(metric) not in (None, "", "nan")
 
-    A line is a model, or another policy that was scored beside it; checkpoints that share a line and an x are averaged.
+
+def line_of(row: Row, by: Sequence[str] = ()) -> str:
+    """What a row's line is called: the model or another policy that was scored beside it, values of `by`, the split."""
+    policy = row.get("policy", "")
+    parts = [row["model"] if policy in ("", "model") else policy]
+    parts += [row[column] for column in by if row.get(column) not in (None, "", "identity", "none")]
+    return ", ".join(parts) + (f" ({row['split']})" if row.get("split") else "")
+
+
+class SweepReport(Report):
+    """A table of all rows that have `x`, and a figure where x counts something.
+
+    A line is a model, or another policy that was scored beside it; checkpoints that share a line and an x are averaged,
+    the last row of each counting. Rows that tell of a part of a point by its `depth` are left to `HeatMap`.
 
     Args:
         x: the column that was swept.
         metrics: columns to show; the figure has a panel each.
+        by: columns whose values, with the model, make a line.
+        drawn: name of the figure, sweep_X.png where None.
     """
 
-    def __init__(self, x: str, metrics: Sequence[str]) -> None:
-        self.x, self.metrics = x, list(metrics)
+    def __init__(self, x: str, metrics: Sequence[str], by: Sequence[str] = (), drawn: str | None = None) -> None:
+        self.x, self.metrics, self.by = x, list(metrics), list(by)
+        self.drawn, self.needs = drawn or f"sweep_{x}.png", x
 
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        self.report(config.results)
+    def own(self, rows: Sequence[Row]) -> list[Row]:
+        return [
+            row
+            for row in rows
+            if row.get(self.x)
+            and any(known(row, metric) for metric in self.metrics)
+            and (self.x == "depth" or not row.get("depth"))
+        ]
 
-    def points(self, rows: Sequence[Mapping[str, str]]) -> dict[tuple[str, str], dict[str, list[float]]]:
+    def points(self, rows: Sequence[Row]) -> dict[tuple[str, str], dict[str, list[float]]]:
         """(line, x) → metric → one value a checkpoint; the last row of each counts."""
-        latest = {
-            (r.get("policy", ""), r["model"], r.get("split", ""), r[self.x], r["ckpt"]): r
-            for r in rows
-            if r.get(self.x)
-        }
+        latest = {(line_of(row, self.by), row[self.x], row["ckpt"]): row for row in self.own(rows)}
         found: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-        for (policy, model, split, x, _), row in latest.items():
-            line = (model if policy in ("", "model") else policy) + (f" ({split})" if split else "")
+        for (line, x, _), row in latest.items():
             for metric in self.metrics:
-                if row.get(metric) not in (None, "", "nan"):
+                if known(row, metric):
                     found[line, x][metric].append(float(row[metric]))
         return found
 
-    def report(self, path: str | Path) -> None:
-        """Table on the terminal, and `sweep_X.png` beside the file.
-
-        Raises:
-            ValueError: no row of the file has x.
-        """
-        path, points = Path(path), self.points(read_rows(path))
-        if not points:
-            raise ValueError(f"{path}: no rows with {self.x}")
-        counted = all(x.isdigit() for _, x in points)
+    def show(self, rows: Sequence[Row], path: Path) -> None:
+        points = self.points(rows)
+        counted = [key for key in points if key[1].isdigit()]
+        counted.sort(key=lambda key: (key[0], int(key[1])))
         table = Table(title=f"by {self.x}, {path}")
         for column in ("", self.x, *self.metrics):
             table.add_column(column, justify="left" if column == "" else "right", overflow="fold")
-        order = sorted(points, key=lambda key: (key[0], int(key[1]))) if counted else list(points)
-        for key in order:
+        for key in (*counted, *(key for key in points if not key[1].isdigit())):
             table.add_row(*key, *(spread(points[key][m]) if points[key][m] else "" for m in self.metrics))
         Console(width=None if os.isatty(1) else 160).print(table)
         if counted:
-            figure = path.parent / f"sweep_{self.x}.png"
-            self._draw(points, order, figure)
-            print(f"figure: {figure}")
+            self._draw(points, counted, trained_at(rows), path.parent / self.drawn)
+            print(f"figure: {path.parent / self.drawn}")
 
-    def _draw(self, points: Mapping[tuple[str, str], Any], order: Sequence[tuple[str, str]], path: Path) -> None:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-
+    def _draw(
+        self, points: Mapping[tuple[str, str], Any], order: Sequence[tuple[str, str]], trained: list[int], path: Path
+    ) -> None:
+        pyplot = drawing()
         figure, panels = pyplot.subplots(
             1, len(self.metrics), figsize=(3.4 * len(self.metrics), 3.4), layout="constrained", squeeze=False
         )
+        names, ticks = list(dict.fromkeys(name for name, _ in order)), sorted({int(x) for _, x in order})
         for axes, metric in zip(panels[0], self.metrics, strict=True):
-            for line in dict.fromkeys(name for name, _ in order):
-                shown = [
-                    (int(x), points[name, x][metric]) for name, x in order if name == line and points[name, x][metric]
-                ]
+            for number, line in enumerate(names):
+                shown = [(int(x), points[line, x][metric]) for n, x in order if n == line and points[line, x][metric]]
                 if shown:
+                    means = [sum(values) / len(values) for _, values in shown]
+                    style = ("-", "--", ":", "-.")[number // 10 % 4]  # the cycle has ten colours
                     axes.plot(
-                        [x for x, _ in shown], [sum(v) / len(v) for _, v in shown], "o-", markersize=3, label=line
+                        [x for x, _ in shown], means, f"C{number % 10}{style}", marker="o", markersize=3, label=line
                     )
+            for extent in trained:
+                axes.axvline(extent, color="0.6", linestyle="--", linewidth=1, zorder=0)
             axes.set(xscale="log", xlabel=self.x, title=metric)
+            if len(ticks) <= 8:
+                axes.set_xticks(ticks, [str(tick) for tick in ticks], fontsize=7)
+                axes.minorticks_off()
             if metric.endswith(("bytes", "_s", "_ms")):
                 axes.set_yscale("log")
             axes.grid(alpha=0.3)
-        panels[0, -1].legend(fontsize=7)
-        figure.savefig(path.with_suffix(".partial.png"), dpi=130)
-        os.replace(path.with_suffix(".partial.png"), path)
-        pyplot.close(figure)
+        keys = dict(pair for axes in panels[0] for pair in zip(*axes.get_legend_handles_labels()[::-1], strict=True))
+        panels[0, -1].legend(keys.values(), keys, fontsize=7)
+        save_figure(figure, path)
+
+
+def trained_at(rows: Sequence[Row]) -> list[int]:
+    """The extents that the rows' models were trained at, where they say."""
+    return sorted({int(row["trained_at"]) for row in rows if row.get("trained_at", "").isdigit()})
+
+
+class HeatMap(Report):
+    """A metric between 0 and 1 by two numbers, say accuracy by length × depth: a table and a picture a line.
+
+    Checkpoints that share a line are averaged, the last row of each counting. Cells are equally wide, so lengths that
+    double stand as on a logarithmic axis; a dashed line parts those up to the longest trained at from the others.
+
+    Args:
+        x: column of the numbers that go across.
+        y: column of those that go down; the smallest is on top.
+        metric: column to show.
+        by: columns whose values, with the model, make a line.
+        drawn: name of the picture.
+    """
+
+    def __init__(self, x: str, y: str, metric: str, by: Sequence[str] = (), drawn: str = "sweep_needle.png") -> None:
+        self.x, self.y, self.metric, self.by, self.drawn = x, y, metric, list(by), drawn
+        self.needs = f"{x}, {y} and {metric}"
+
+    def own(self, rows: Sequence[Row]) -> list[Row]:
+        return [row for row in rows if row.get(self.x, "").isdigit() and row.get(self.y) and known(row, self.metric)]
+
+    def cells(self, rows: Sequence[Row]) -> dict[str, dict[tuple[float, int], float]]:
+        """Line → (y, x) → mean over checkpoints."""
+        latest = {
+            (line_of(row, self.by), float(row[self.y]), int(row[self.x]), row["ckpt"]): float(row[self.metric])
+            for row in self.own(rows)
+        }
+        values: dict[str, dict[tuple[float, int], list[float]]] = defaultdict(lambda: defaultdict(list))
+        for (line, y, x, _), value in sorted(latest.items()):
+            values[line][y, x].append(value)
+        return {line: {at: sum(v) / len(v) for at, v in cells.items()} for line, cells in values.items()}
+
+    def show(self, rows: Sequence[Row], path: Path) -> None:
+        maps = self.cells(rows)
+        for line, cells in maps.items():
+            across, down = sorted({x for _, x in cells}), sorted({y for y, _ in cells})
+            table = Table(title=f"{line}: {self.metric} by {self.y} (down) and {self.x} (across)")
+            for column in (self.y, *across):
+                table.add_column(str(column), justify="right")
+            for y in down:
+                table.add_row(f"{y:g}", *(f"{cells[y, x]:.2f}" if (y, x) in cells else "" for x in across))
+            columns = [[cells[y, x] for y in down if (y, x) in cells] for x in across]
+            table.add_section()
+            table.add_row("mean", *(f"{sum(column) / len(column):.2f}" for column in columns))
+            Console(width=None if os.isatty(1) else 140).print(table)
+        self._draw(maps, trained_at(rows), path.parent / self.drawn)
+        print(f"figure: {path.parent / self.drawn}")
+
+    def _draw(self, maps: Mapping[str, Mapping[tuple[float, int], float]], trained: list[int], path: Path) -> None:
+        across = sorted({x for cells in maps.values() for _, x in cells})
+        down = sorted({y for cells in maps.values() for y, _ in cells})
+        pyplot, wide = drawing(), min(3, len(maps))
+        high = math.ceil(len(maps) / wide)
+        figure, panels = pyplot.subplots(
+            high, wide, figsize=(4.2 * wide + 0.8, 3.4 * high), layout="constrained", squeeze=False
+        )
+        for axes, (line, cells) in zip(panels.flat, maps.items(), strict=False):
+            axes.set_facecolor("0.9")  # where nothing was measured
+            grid = [[cells.get((y, x), math.nan) for x in across] for y in down]
+            image = axes.imshow(grid, vmin=0, vmax=1, cmap="viridis", aspect="auto", interpolation="nearest")
+            if len(across) * len(down) <= 120:
+                for (y, x), value in cells.items():
+                    place = across.index(x), down.index(y)
+                    axes.annotate(
+                        f"{value:.2f}", place, color="k" if value > 0.5 else "w", ha="center", va="center", fontsize=7
+                    )
+            for axis, values in ((axes.xaxis, across), (axes.yaxis, down)):
+                step = math.ceil(len(values) / 12)
+                axis.set_ticks(range(0, len(values), step), [f"{value:.10g}" for value in values[::step]], fontsize=7)
+            for extent in trained:
+                within = sum(x <= extent for x in across)
+                if 0 < within < len(across):
+                    axes.axvline(within - 0.5, color="0.2", linestyle="--", linewidth=1)
+            axes.set(xlabel=self.x, ylabel=self.y, title=line)
+        for axes in panels.flat[len(maps) :]:
+            axes.set_visible(False)
+        figure.colorbar(image, ax=panels, label=self.metric)
+        save_figure(figure, path)
+
+
+def sweep_reports() -> list[Report]:
+    """What the sweeps in `configs/sweep` show at their end."""
+    files = sorted((Path(__file__).parent / "configs" / "sweep").glob("*.yaml"))
+    given = [OmegaConf.select(OmegaConf.load(file), "hydra.callbacks") or {} for file in files]
+    return [instantiate(callback) for callbacks in given for callback in callbacks.values()]
 
 
 def report(path: str | Path) -> None:
-    """Table on the terminal and `resolution.png` beside the file, of all rows with top-1."""
-    path = Path(path)
-    rows = [row for row in read_rows(path) if row.get("top1")]
-    if not rows:
-        raise ValueError(f"{path}: no rows with top1")
-    print_table(rows)
-    draw(rows, path.parent / "resolution.png")
-    print(f"results: {path}\nfigure: {path.parent / 'resolution.png'}")
+    """Every table and figure that a sweep would make of the file.
+
+    Raises:
+        ValueError: the file has no rows that a sweep knows.
+    """
+    rows = read_rows(path)
+    found = [each for each in sweep_reports() if each.own(rows)]
+    if not found:
+        raise ValueError(f"{path}: no rows that a sweep of configs/sweep knows")
+    for each in found:
+        each.report(path)
 
 
 if __name__ == "__main__":

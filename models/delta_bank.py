@@ -102,11 +102,10 @@ class DeltaBank(nn.Module):
             if query is None:
                 read = torch.zeros_like(value)
             else:
-                before = torch.cat((committed[:, None], states[:, :-1]), 1)  # (b, k, h, d, d)
+                before = torch.stack((committed, *states[:-1]), 1)  # (b, k, h, d, d)
                 query = _unit(query.unflatten(-1, shape).to(kind)) * span.recalls[..., None, None]
                 read = torch.einsum("bkhij,bkthj->bkthi", before, query)
-        last = states[:, -1]
-        return read, DeltaState(last if span.commits else committed, last)
+        return read, DeltaState(states[-1] if span.commits else committed, states[-1])
 
     def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(*, c) → β and log α, each (*, h), in the dtype of x: bfloat16 couldn't tell an α of 0.9997 from 1."""
@@ -118,7 +117,7 @@ class DeltaBank(nn.Module):
 
 def delta_reference(
     state: Tensor, key: Tensor, value: Tensor, strength: Tensor, log_decay: Tensor, continues: Tensor
-) -> Tensor:
+) -> list[Tensor]:
     """The gated delta rule as it is defined, token by token.
 
     Args:
@@ -128,7 +127,7 @@ def delta_reference(
         continues: (b, k) bool: False where the chunk begins with zero instead of what the one before left.
 
     Returns:
-        What every chunk left, (b, k, h, d, d).
+        What each of the k chunks left, (b, h, d, d).
     """
     states = []
     for chunk in range(key.shape[1]):
@@ -138,12 +137,12 @@ def delta_reference(
             beta, alpha = strength[:, chunk, :, token, None, None], log_decay[:, chunk, :, token, None, None].exp()
             state = alpha * (state - beta * (state @ k) @ k.mT) + beta * v @ k.mT
         states.append(state)
-    return torch.stack(states, 1)
+    return states
 
 
 def delta_chunks(
     state: Tensor, key: Tensor, value: Tensor, strength: Tensor, log_decay: Tensor, continues: Tensor
-) -> Tensor:
+) -> list[Tensor]:
     """`delta_reference` with every chunk's tokens at once: one batched triangular solve, then a scan over chunks.
 
     Token t adds u_t k_tᵀ to the state, u_t = β_t (v_t − α_t S_{t−1} k_t). With S written out as the decayed sum of what it
@@ -164,7 +163,7 @@ def delta_chunks(
         update = added[:, chunk] - erased[:, chunk] @ state.mT  # U
         state = since[:, chunk, :, -1:] * state + update.mT @ kept[:, chunk]
         states.append(state)
-    return torch.stack(states, 1)
+    return states
 
 
 def _unit(x: Tensor) -> Tensor:

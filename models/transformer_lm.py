@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -121,7 +121,7 @@ class TransformerBlock(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.turn = Turn(rotary)
         self.out = nn.Linear(width, width, bias=False)
-        self.feed = feed(width, hidden)
+        self.feed: Any = feed(width, hidden)
         self.scale = self.turn.logit_gain / math.sqrt(width // heads)
         # a scaling that follows the length turns all keys anew whenever that changes
         self.keeps_unturned = rotary is not None and rotary.scaling.dynamic
@@ -206,9 +206,10 @@ class TransformerLM(nn.Module):
                 nn.init.normal_(module.weight, std=self.std)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        for block in self.blocks:
-            for branch in (block.out, block.feed.output):
-                nn.init.normal_(branch.weight, std=self.std / math.sqrt(2 * len(self.blocks)))
+        for module in self.modules():
+            if isinstance(module, TransformerBlock):
+                for ending in (module.out, module.feed.output):
+                    nn.init.normal_(ending.weight, std=self.std / math.sqrt(2 * len(self.blocks)))
 
     def no_weight_decay(self) -> set[str]:
         """Embeddings, and learned frequencies."""
@@ -232,9 +233,10 @@ class TransformerLM(nn.Module):
     ) -> tuple[Tensor, TransformerState]:
         """Read on.
 
-        One call equals any split of it. With a scaling that follows the length (dynamic NTK, LongRoPE), a call turns all
-        queries and keys by the length at its own end, so splits agree on the tokens that end a call, and on all
-        as long as the length doesn't change the scaling.
+        One call equals any split of it, unless the scaling follows the length (dynamic NTK, LongRoPE): a call then turns
+        its queries and all keys, those cached too, by the length at its own end. Splits still agree as long as the
+        scaling doesn't change, and past that a model of one layer agrees at the end of every call; what deeper layers
+        made of earlier tokens was made at the length of then.
 
         Args:
             tokens: (b, t) int64, t ≥ 1.
@@ -264,16 +266,17 @@ class TransformerLM(nn.Module):
         count, total = tokens.shape[1], state.read + tokens.shape[1]
         past = torch.arange(total, device=tokens.device)[:, None]
         position = past[state.read :]
-        document, mask = state.document, None
-        if (state.read and count > 1) or self.bos is not None:
-            mask = (position >= past.mT)[None, None]
-        if self.bos is not None:
-            starts = (tokens == self.bos).cumsum(1)
-            if state.read:
-                starts = starts + document.memory[:, state.read - 1, None]
-            document, all_documents = append(document, starts, -1)
-            mask = mask & (starts[:, None, :, None] == all_documents[:, None, None, :])
-        return document, Place(position, past, mask)
+        if self.bos is None and (count == 1 or not state.read):
+            return state.document, Place(position, past, None)
+        causal = (position >= past.mT)[None, None]
+        if self.bos is None:
+            return state.document, Place(position, past, causal)
+        documents = (tokens == self.bos).cumsum(1)
+        if state.read:
+            documents = documents + state.document.memory[:, state.read - 1, None]
+        document, all_documents = append(state.document, documents, -1)
+        same = documents[:, None, :, None] == all_documents[:, None, None, :]
+        return document, Place(position, past, causal & same)
 
     def _check(self, tokens: Tensor, state: TransformerState) -> None:
         if tokens.ndim != 2 or not tokens.numel():

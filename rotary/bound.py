@@ -10,6 +10,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from rotary.frequencies import ladder
 from rotary.module import Rotary
@@ -87,6 +88,11 @@ def first_negative(frequencies: Tensor, limit: int, weights: Tensor | None = Non
     rows = frequencies.detach().expand(shape).reshape(-1, shape[-1])
     weight = None if weights is None else weights.detach().expand(shape).reshape(-1, shape[-1])
     return int(first_negatives(rows, limit, weight).amin())
+
+
+def padded(frequencies: Tensor, pairs: int) -> Tensor:
+    """Pairs at rest added, for the channels of a head that don't rotate: (…, r) → (…, pairs)."""
+    return pad(frequencies, (0, pairs - frequencies.shape[-1]))
 
 
 def context_bound(base: float, head_dim: int, limit: int = 2**21) -> int:
@@ -175,8 +181,7 @@ def advice(rotary: Rotary, reach: int) -> str | None:
         return None
     extent = torch.tensor(reach + 1, device=rotary.frequencies.device)
     turned = rotary.scaled(extent).detach()[:, 0]
-    resting = turned.new_zeros(len(turned), rotary.head_dim // 2 - rotary.pairs)
-    bound = first_negative(torch.cat((turned, resting), dim=-1), reach + 1)
+    bound = first_negative(padded(turned, rotary.head_dim // 2), reach + 1)
     if bound > reach:
         return None
     remedy = "rotate fewer pairs, as scaling.Truncate(0.5) does"
