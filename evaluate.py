@@ -44,7 +44,7 @@ def run(cfg: DictConfig) -> None:
     (metrics,) = measure(task, datamodule=datamodule, verbose=False)
     if trainer.is_global_zero:
         about = {"split": cfg.split, "ckpt": cfg.weights, "git": git_hash()}
-        rows = [{**columns, **row, **about} for row in rows_of(metrics)]
+        rows = [{**columns, **row, **about} for row in rows_of(metrics, cfg.evaluation.get("rows", "policy"))]
         for row in rows:
             append_row(cfg.results, row)
         if rows:

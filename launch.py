@@ -44,10 +44,16 @@ def papers_resolutions(trained: int | Sequence[int], step: int) -> str:
     return ",".join(str(max(1, round(side / step)) * step) for side in wanted)
 
 
+def multiples(base: int, *by: int) -> str:
+    """base × each, as a sweep."""
+    return ",".join(str(int(base) * int(each)) for each in by)
+
+
 def register_resolvers() -> None:
-    """`${extension:tested,trained}`, `${patches:size,patch}`, `${sides:size}`, `${papers_resolutions:trained,step}`."""
+    """`${extension:tested,trained}`, `${multiples:base,1,2,…}`, `${patches:size,patch}`, `${sides:size}`, `${papers_resolutions:trained,step}`."""
     OmegaConf.register_new_resolver("papers_resolutions", papers_resolutions, replace=True)
     OmegaConf.register_new_resolver("extension", extension, replace=True)
+    OmegaConf.register_new_resolver("multiples", multiples, replace=True)
     OmegaConf.register_new_resolver("sides", sides, replace=True)
     OmegaConf.register_new_resolver("patches", lambda size, patch: _longest(size) // int(patch), replace=True)
 

@@ -82,10 +82,7 @@ def print_point(rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _pixels(resolution: str) -> float:
     sides = [int(side) for side in resolution.split("x")]
-    product = 1
-    for side in sides:
-        product *= side
-    return product ** (1 / len(sides))
+    return math.prod(sides) ** (1 / len(sides))
 
 
 def drawing() -> Any:
@@ -153,7 +150,7 @@ def draw(rows: Sequence[Row], path: str | Path, metric: str = "top1") -> None:
 
 
 class Report(Callback):
-    """After the last point of a sweep: a table on the terminal and a figure beside the file, of all rows that belong here.
+    """After the last point of a sweep: a table on the terminal, and a figure beside the file, of all rows it is for.
 
     Attributes:
         needs: what those rows have, in words.
@@ -236,13 +233,7 @@ class SweepReport(Report):
         self.drawn, self.needs = drawn or f"sweep_{x}.png", x
 
     def own(self, rows: Sequence[Row]) -> list[Row]:
-        return [
-            row
-            for row in rows
-            if row.get(self.x)
-            and any(known(row, metric) for metric in self.metrics)
-            and (self.x == "depth" or not row.get("depth"))
-        ]
+        return [r for r in rows if r.get(self.x) and not r.get("depth") and any(known(r, m) for m in self.metrics)]
 
     def points(self, rows: Sequence[Row]) -> dict[tuple[str, str], dict[str, list[float]]]:
         """(line, x) → metric → one value a checkpoint; the last row of each counts."""
@@ -278,13 +269,13 @@ class SweepReport(Report):
         names, ticks = list(dict.fromkeys(name for name, _ in order)), sorted({int(x) for _, x in order})
         for axes, metric in zip(panels[0], self.metrics, strict=True):
             for number, line in enumerate(names):
-                shown = [(int(x), points[line, x][metric]) for n, x in order if n == line and points[line, x][metric]]
+                shown = {
+                    int(x): points[line, x][metric] for name, x in order if name == line and points[line, x][metric]
+                }
                 if shown:
-                    means = [sum(values) / len(values) for _, values in shown]
-                    style = ("-", "--", ":", "-.")[number // 10 % 4]  # the cycle has ten colours
-                    axes.plot(
-                        [x for x, _ in shown], means, f"C{number % 10}{style}", marker="o", markersize=3, label=line
-                    )
+                    means = [sum(values) / len(values) for values in shown.values()]
+                    style = f"C{number % 10}o" + ("-", "--", ":", "-.")[number // 10 % 4]  # the cycle has ten colours
+                    axes.plot(list(shown), means, style, markersize=3, label=line)
             for extent in trained:
                 axes.axvline(extent, color="0.6", linestyle="--", linewidth=1, zorder=0)
             axes.set(xscale="log", xlabel=self.x, title=metric)
@@ -366,10 +357,8 @@ class HeatMap(Report):
             image = axes.imshow(grid, vmin=0, vmax=1, cmap="viridis", aspect="auto", interpolation="nearest")
             if len(across) * len(down) <= 120:
                 for (y, x), value in cells.items():
-                    place = across.index(x), down.index(y)
-                    axes.annotate(
-                        f"{value:.2f}", place, color="k" if value > 0.5 else "w", ha="center", va="center", fontsize=7
-                    )
+                    look = {"color": "k" if value > 0.5 else "w", "ha": "center", "va": "center", "fontsize": 7}
+                    axes.annotate(f"{value:.2f}", (across.index(x), down.index(y)), **look)
             for axis, values in ((axes.xaxis, across), (axes.yaxis, down)):
                 step = math.ceil(len(values) / 12)
                 axis.set_ticks(range(0, len(values), step), [f"{value:.10g}" for value in values[::step]], fontsize=7)

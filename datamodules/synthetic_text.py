@@ -201,7 +201,7 @@ class SyntheticText(lightning.LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         # The first two tell whether lengths between fit as well: a family that wants even ones refuses one of them.
-        tried = dict.fromkeys([*self.lengths[:2], self.lengths[-1]], "length") | {self.eval_length: "eval_length"}
+        tried = {self.eval_length: "eval_length"} | dict.fromkeys([*self.lengths[:2], self.lengths[-1]], "length")
         for tokens, name in tried.items():
             try:
                 family(np.random.default_rng(seed), 1, tokens)

@@ -36,6 +36,7 @@ class Text(lightning.LightningDataModule):
         num_workers: loader processes.
         seed: of the order of training.
         cache: the cache folder where it is not the usual one.
+        path: for configs to read.
 
     Raises:
         ValueError: if a number isn't one, or not that of `tokens`.
@@ -55,6 +56,7 @@ class Text(lightning.LightningDataModule):
         num_workers: int = 0,
         seed: int = 0,
         cache: str | Path | None = None,
+        path: str | Path | None = None,
     ) -> None:
         super().__init__()
         if (vocabulary, bos) != (tokens.size, tokens.bos):

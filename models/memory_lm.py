@@ -13,6 +13,7 @@ from models.bank import Bank
 from models.chunk_attention import by_device
 from models.feed_forward import GELU
 from models.fusion import Fusion
+from models.initial_weights import normal
 from models.memory_block import LayerState, MemoryBlock
 from models.states import shapes
 from models.stream import Stream, advance, begin
@@ -112,15 +113,8 @@ class MemoryLM(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Normal weights of deviation 0.02, 1 / √(2 · layers) of it where a residual branch ends; zero biases."""
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=0.02)
-                if isinstance(module, nn.Linear) and module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        for block in self.blocks:
-            for ending in (block.out, block.feed.output):
-                nn.init.normal_(ending.weight, std=0.02 / (2 * len(self.blocks)) ** 0.5)
+        """As `models.initial_weights`, and the gates as they say themselves."""
+        normal(self, self.embed.embedding_dim, [end for block in self.blocks for end in (block.out, block.feed.output)])
         for module in self.modules():
             if hasattr(module, "reset_gates"):
                 module.reset_gates()

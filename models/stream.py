@@ -93,7 +93,8 @@ def advance(
     seen = (new[..., None] == keys[:, :, None, :]) & (distance >= 0)  # (b, k, t, s)
     near = None
     if window is not None:
-        close = (query[:, None] // window == key // window) & (key >= chunk) if blocks else distance < window
+        same = (query - chunk)[:, None] // window == (key - chunk) // window  # carried keys lie in blocks below 0
+        close = same if blocks else distance < window
         near = (seen & close).flatten(0, 1).unsqueeze(1)
 
     last = own[..., -1]  # (b, k)

@@ -164,6 +164,8 @@ class TransformerLM(nn.Module):
         ValueError: sizes that don't fit together, a rotary of several axes, or a `bos` that is no token.
     """
 
+    streams = False  # training batches begin anew: the state grows, and would hold all text of an epoch
+
     def __init__(
         self,
         vocabulary: int,

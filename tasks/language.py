@@ -15,7 +15,7 @@ from datamodules.batches import TokenBatch
 from models.fusion import Fusion
 from models.generate import generate
 from models.states import detach
-from rotary import advice
+from rotary.bound import advice
 from tasks.base import Task
 from tasks.metrics.bits_per_byte import BitsPerByte
 from tasks.metrics.contained import contained
@@ -40,6 +40,7 @@ class Language(Task[TokenBatch]):
         model: tokens (b, t), state → logits (b, t, vocabulary), state. Where its `streams` is False, every training batch
             begins anew.
         gate_rate: how many times the common learning rate the model's `gate_parameters` take.
+        problem: what asks for exact answers, if anything does; then shares of rows that are right are told, too.
         mutes: in a test, read everything a second time with the memory answering zero.
         answers: where a problem has references, in a test, let the model write and look for them.
         decode: tokens → text, for `answers`.
@@ -51,6 +52,7 @@ class Language(Task[TokenBatch]):
         model: nn.Module,
         *args: Any,
         gate_rate: float = 10.0,
+        problem: str | None = None,
         mutes: bool = True,
         answers: bool = False,
         decode: Any = None,
@@ -59,7 +61,8 @@ class Language(Task[TokenBatch]):
         super().__init__(model, *args, **others)
         if gate_rate != 1 and self.schedule is None:
             raise ValueError("task.gate_rate acts through the schedule: set task.schedule, or gate_rate=1")
-        self.gate_rate, self.mutes, self.answers, self.decode = gate_rate, mutes, answers, decode
+        self.gate_rate, self.problem = gate_rate, problem
+        self.mutes, self.answers, self.decode = mutes, answers, decode
         self._states: dict[str, Any] = {}
         self.bits, self.muted_bits = BitsPerByte(), BitsPerByte()
         self.recall, self.contained = Recall(), MeanMetric()
@@ -137,7 +140,8 @@ class Language(Task[TokenBatch]):
             hook.remove()
         losses = token_losses(logits, batch.targets)
         self.bits.update(losses, batch.targets, batch.bytes)
-        self.recall.update(logits.argmax(-1), batch.targets, batch.depth)
+        if self.problem is not None:
+            self.recall.update(logits.argmax(-1), batch.targets, batch.depth)
         mean = losses.sum() / (batch.targets != IGNORED).sum().clamp(min=1)
         if testing:
             self.by_position.update(losses, batch.targets, batch.position)
@@ -176,6 +180,8 @@ class Language(Task[TokenBatch]):
         for prefix, metric in (("loss_at_", self.by_position), ("loss_in_chunk_at_", self.by_chunk)):
             if metric.update_called:
                 scores |= {prefix + label: value for label, value in metric.compute().items()}
+        if self.by_position.update_called:
+            scores["loss_at_end"] = list(self.by_position.compute().values())[-1]
         for layer, metric in enumerate(self.shares):
             if cast(Metric, metric).update_called:
                 scores[f"memory_share_{layer}"] = cast(Metric, metric).compute()

@@ -1,10 +1,21 @@
-"""Rows from many processes land whole in one file; the table averages checkpoints and keeps the last row of each."""
+"""Rows from many processes land whole in one file; what is drawn averages checkpoints, the last row of each."""
 
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
-from results import SweepReport, append_row, curves, draw, print_point, read_rows, report, rows_of
+from results import (
+    HeatMap,
+    SweepReport,
+    append_row,
+    curves,
+    draw,
+    print_point,
+    read_rows,
+    report,
+    rows_of,
+    sweep_reports,
+)
 
 
 def row(model, resolution, top1, ckpt="a", scaling="identity"):
@@ -84,3 +95,122 @@ def test_a_sweep_reports_means_over_checkpoints_beside_other_policies(tmp_path, 
     assert (tmp_path / "sweep_agents.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="no rows with pos"):
         SweepReport("pos", ["loss"]).report(path)
+
+
+def test_metrics_of_parts_name_their_column_beside_the_row_of_the_whole(capsys):
+    metrics = {"test/loss": 1.0, "test/0.25/accuracy": 0.5, "test/accuracy": 0.75, "test/0.75/accuracy": 1.0}
+    rows = rows_of(metrics, "depth")
+    assert rows == [
+        {"depth": "", "loss": 1.0, "accuracy": 0.75},
+        {"depth": "0.25", "accuracy": 0.5},
+        {"depth": "0.75", "accuracy": 1.0},
+    ]
+    print_point([{"context": 64, **row, "ckpt": "a"} for row in rows])
+    said = capsys.readouterr().out
+    assert "all" in said
+    assert "0.25" in said
+
+
+def window(context, ckpt="a", scaling="identity", **others):
+    about = {"model": "lm", "context": context, "scaling": scaling, "trained_at": 64, "split": "test", "ckpt": ckpt}
+    return {**about, **others}
+
+
+def written(path, rows):
+    for each in rows:
+        append_row(path, each)
+    return path
+
+
+def test_each_scaling_has_a_line_of_its_own(tmp_path, capsys):
+    rows = [window(64 * 2**i, scaling=s, loss=i + 1.0) for s in ("yarn", "identity") for i in range(5)]
+    rows += [window(128, ckpt="b", scaling="yarn", loss=4.0), window("None", loss=9.0)]
+    # a part of a point is no point
+    path = written(tmp_path / "results.csv", [*rows, window(64, depth="0.5", loss=77.0)])
+    report = SweepReport("context", ["loss", "absent"], by=["data", "scaling"])
+    points = report.points(read_rows(path))
+    assert points["lm, yarn (test)", "128"] == {"loss": [2.0, 4.0]}
+    assert points["lm (test)", "64"] == {"loss": [1.0]}
+    report.report(path)
+    said = capsys.readouterr().out
+    assert "3.000 ± 1.000" in said
+    assert said.index("1024") < said.index("None")
+    assert "77" not in said
+    assert (tmp_path / "sweep_context.png").is_file()
+
+
+def test_the_figure_marks_what_was_trained(tmp_path, monkeypatch):
+    path = written(tmp_path / "results.csv", [window(x, loss=1.0) for x in (64, 128)])
+    figures = []
+    monkeypatch.setattr("results.save_figure", lambda figure, path: figures.append((figure, path)))
+    SweepReport("context", ["loss"], drawn="other.png").report(path)
+    ((figure, path),) = figures
+    assert path == tmp_path / "other.png"
+    (axes,) = figure.axes
+    curve, mark = axes.lines
+    assert list(curve.get_xdata()) == [64, 128]
+    assert list(mark.get_xdata()) == [64, 64]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["64", "128"]
+
+
+def needles(path):
+    rows = [
+        window(x, ckpt=ckpt, depth=depth, accuracy=accuracy)
+        for x, accuracy in ((128, 0.0), (64, 1.0))
+        for depth in ("0.95", "0.05", "0.5")
+        for ckpt in ("a", "b")
+    ]
+    rows += [window(64, depth="0.05", accuracy=0.5), window(64, accuracy=0.9), window(256, depth="0.5", accuracy="nan")]
+    return written(path, rows)
+
+
+def test_a_heat_map_averages_checkpoints_by_their_last_rows(tmp_path, capsys):
+    path = needles(tmp_path / "results.csv")
+    cells = HeatMap("context", "depth", "accuracy").cells(read_rows(path))["lm (test)"]
+    assert len(cells) == 6
+    assert cells[0.05, 64] == 0.75
+    assert cells[0.95, 64] == 1.0
+    assert cells[0.5, 128] == 0.0
+    HeatMap("context", "depth", "accuracy").report(path)
+    said = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["│", "0.05", "│", "0.75", "│", "0.00", "│"] in said
+    assert ["│", "mean", "│", "0.92", "│", "0.00", "│"] in said
+    assert (tmp_path / "sweep_needle.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(tmp_path.glob("*partial*"))
+
+
+def test_the_heat_map_shows_each_cell_where_it_belongs(tmp_path, monkeypatch):
+    path = needles(tmp_path / "results.csv")
+    written(path, [window(64, scaling="yarn", depth="0.5", accuracy=0.25)])
+    figures = []
+    monkeypatch.setattr("results.save_figure", lambda figure, path: figures.append(figure))
+    HeatMap("context", "depth", "accuracy", by=["scaling"]).report(path)
+    first, second, colours = figures[0].axes
+    assert [axes.get_title() for axes in (first, second)] == ["lm (test)", "lm, yarn (test)"]
+    grid = first.images[0].get_array()
+    assert grid.tolist() == [[0.75, 0], [1, 0], [1, 0]]
+    assert second.images[0].get_array().mask.tolist() == [[True, True], [False, True], [True, True]]
+    assert first.images[0].get_clim() == (0, 1)
+    assert list(first.lines[0].get_xdata()) == [0.5, 0.5]
+    assert {text.xy: text.get_text() for text in first.texts}[1, 0] == "0.00"
+    assert colours.get_ylabel() == "accuracy"
+
+
+def test_a_file_shows_what_each_sweep_would(tmp_path, capsys):
+    rows = [window(64, bits_per_byte=2.5, loss=1.7), window(64, depth="0.5", accuracy=1.0), row("ape", "32", 0.5)]
+    report(written(tmp_path / "results.csv", rows))
+    said = " ".join(capsys.readouterr().out.split())  # titles wrap
+    for expected in ("2.500", "accuracy by depth", "top1 (%)"):
+        assert expected in said
+    assert {path.name for path in tmp_path.glob("*.png")} == {"resolution.png", "sweep_context.png", "sweep_needle.png"}
+
+
+def test_every_sweep_that_shows_something_is_known_once():
+    shown = [(type(each).__name__, getattr(each, "drawn", "resolution.png")) for each in sweep_reports()]
+    assert len(shown) == len(set(shown)) >= 5
+
+
+def test_a_heat_map_of_nothing_names_what_it_needs(tmp_path):
+    path = written(tmp_path / "results.csv", [window(64, loss=1.0)])
+    with pytest.raises(ValueError, match=r"results\.csv: no rows with context, depth and accuracy"):
+        HeatMap("context", "depth", "accuracy").report(path)

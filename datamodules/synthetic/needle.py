@@ -8,11 +8,12 @@ from __future__ import annotations
 import uuid
 from collections.abc import Set
 from dataclasses import dataclass, field
+from string import ascii_uppercase
 from typing import ClassVar, Protocol
 
 import numpy as np
 
-from datamodules.synthetic.prompts import VOCABULARY, Haystack, Question, Repeated, cut, hide, pack, room
+from datamodules.synthetic.prompts import VOCABULARY, Haystack, Question, Repeated, boundaries, cut, hide, pack, room
 from datamodules.synthetic.sample import Sample
 from datamodules.synthetic.word_lists import word_list
 
@@ -58,6 +59,31 @@ class Numbers:
 
     def __call__(self, rng: np.random.Generator, count: int) -> list[str]:
         return [str(number) for number in rng.integers(10 ** (self.digits - 1), 10**self.digits, count)]
+
+
+@dataclass(frozen=True)
+class Letters:
+    """Names of as many letters, of `alphabet`."""
+
+    length: int = 5
+    alphabet: str = ascii_uppercase
+    plural: ClassVar[str] = "letters"
+
+    def __post_init__(self) -> None:
+        if self.length < 1 or not self.alphabet.isascii() or len(set(self.alphabet)) < max(len(self.alphabet), 1):
+            raise ValueError(f"{self}: length must be 1 or more, and alphabet of distinct ASCII characters")
+
+    @property
+    def longest(self) -> int:
+        return self.length
+
+    @property
+    def count(self) -> int:
+        return len(self.alphabet) ** self.length
+
+    def __call__(self, rng: np.random.Generator, count: int) -> list[str]:
+        drawn = rng.integers(len(self.alphabet), size=(count, self.length))
+        return ["".join(self.alphabet[letter] for letter in name) for name in drawn]
 
 
 @dataclass(frozen=True)
@@ -142,8 +168,8 @@ class Needle:
         needles: keys in the text.
         values: values a key has, each in a needle of its own.
         queries: keys asked for.
-        depth: percent of the haystack's units before the needle that is asked for; None draws one of 40 evenly spaced
-            depths for each needle. A `Sample` has it where there is one answer.
+        depth: percent of the haystack's bytes before the needle that is asked for, to the nearest end of a unit; None
+            draws one of 40 evenly spaced depths for each needle. A `Sample` has it where there is one answer.
     """
 
     haystack: Haystack = field(default_factory=Repeated)
@@ -212,7 +238,8 @@ class Needle:
         before, after = self._frame(asked)
         left = size - len(before) - len(after) - sum(len(line) + len(self.haystack.joint) for line in hidden)
         units = self.haystack(rng, left, frozenset(keys))
-        text = hide(units, hidden, [round(depth / 100 * len(units)) for depth in depths[order]])
+        places = np.abs(boundaries(units)[:, None] - depths[order] / 100).argmin(0)
+        text = hide(units, hidden, places.tolist())
 
         found = tuple(pairs[index][1] for key in asked for index in order if pairs[index][0] == key)
         depth = depths[0] / 100 if self.answers == 1 else float("nan")

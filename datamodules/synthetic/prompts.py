@@ -7,18 +7,20 @@ longest possible one, BOS fills the row: the document is over, nothing is asked 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
 from datamodules.synthetic.sample import Sample
+from datamodules.text_documents import Split, TextSource
+from datamodules.text_shakespeare import Shakespeare
 
 BOS = 256
 VOCABULARY = 257
-NOISE = b"The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
+NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 
 
 class Question(NamedTuple):
@@ -45,21 +47,20 @@ class Haystack(Protocol):
         """
 
 
-class NamedText(Protocol):
-    """A document of a text source."""
-
-    @property
-    def text(self) -> bytes: ...
-
-
 def cut(units: Sequence[bytes], joint: bytes, size: int) -> list[bytes]:
-    """Returns the first units, the last cut short, that joined have `size` bytes; `units` must have as many."""
+    """Returns the first units, the last cut short, that joined have `size` bytes.
+
+    Raises:
+        ValueError: all units together have less.
+    """
     kept, left = [], size
     for unit in units:
         kept.append(unit[:left])
         left -= len(unit) + len(joint)
         if left <= 0:
             break
+    else:
+        raise ValueError(f"{len(kept)} units fill {size - left - len(joint)} bytes of haystack, {size} are wanted")
     kept[-1] += joint[: max(left + len(joint), 0)]  # a cut that falls on the joint keeps the joint
     return kept
 
@@ -68,11 +69,12 @@ def cut(units: Sequence[bytes], joint: bytes, size: int) -> list[bytes]:
 class Repeated:
     """One line again and again; as it stands the noise of RULER (arXiv 2404.06654)."""
 
-    line: bytes = NOISE
-    joint: bytes = b"\n"
+    line: str = NOISE
+    joint: ClassVar[bytes] = b"\n"
 
     def __call__(self, rng: np.random.Generator, size: int, taken: Set[str] = frozenset()) -> list[bytes]:
-        return cut([self.line] * (size // (len(self.line) + len(self.joint)) + 1), self.joint, size)
+        line = self.line.encode()
+        return cut([line] * (size // (len(line) + len(self.joint)) + 1), self.joint, size)
 
 
 @dataclass(frozen=True)
@@ -80,19 +82,20 @@ class Prose:
     """Running text with one space for every white space, from a sentence drawn at random; its units are sentences.
 
     Attributes:
-        documents: the source, or a function that makes it; read at the first row. Its documents follow each other,
-            and after the last comes the first.
+        source: documents, read at the first row; they follow each other, and after the last comes the first.
+        split: of the source.
     """
 
-    documents: Callable[[], Iterable[NamedText]] | Iterable[NamedText]
-    joint: bytes = b" "
+    source: TextSource = field(default_factory=Shakespeare)
+    split: Split = "train"
+    joint: ClassVar[bytes] = b" "
 
     @cached_property
     def _corpus(self) -> tuple[bytes, np.ndarray]:
-        documents = self.documents() if callable(self.documents) else self.documents
+        documents = self.source.documents(self.split)
         text = b" ".join(word for document in documents for word in document.text.split()) + b" "
         if not text.strip():
-            raise ValueError(f"Prose: {self.documents!r} has no text")
+            raise ValueError(f"Prose: split {self.split!r} of {self.source!r} has no text")
         starts = [0, *(match.end() for match in re.finditer(rb"[.!?][\"')\]]* ", text) if match.end() < len(text))]
         return text, np.array(starts)
 
@@ -119,6 +122,12 @@ def hide(units: Sequence[bytes], hidden: Sequence[bytes], places: Sequence[int])
         parts += [*units[last:place], item]
         last = place
     return [*parts, *units[last:]]
+
+
+def boundaries(units: Sequence[bytes]) -> np.ndarray:
+    """Returns (units + 1,) float64: the share of the units' bytes before each unit, and 1 for the end."""
+    ends = np.cumsum([0, *map(len, units)])
+    return ends / ends[-1]
 
 
 def room(name: str, length: int, least: int) -> None:

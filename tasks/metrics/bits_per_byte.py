@@ -1,4 +1,4 @@
-"""How well a language model predicts text: nats a token, perplexity, and bits a byte, which no tokeniser can flatter."""
+"""How well a language model predicts text: nats a token, perplexity, and bits a byte, deaf to the tokeniser."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def counted(losses: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 class BitsPerByte(Metric):
     """`loss` in nats a token, `perplexity` = exp(loss), and `bits_per_byte`, over all targets that count.
 
-    `compute()` gives them as float64 scalars: NaN where nothing was counted, and for bits where no target stands for text.
+    `compute()` gives float64 scalars: NaN where nothing was counted, and for bits where no target stands for text.
 
     Args:
         kwargs: of torchmetrics.Metric.

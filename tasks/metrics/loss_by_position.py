@@ -21,8 +21,9 @@ def label(start: int) -> str:
 class LossByPosition(Metric):
     """Nats a token in bins of position that double in width: 0, 1, 2-3, 4-7, 8-15, …
 
-    `compute()` gives bin → mean as float64 scalars, in rising order, of the bins in which a target counted. The last bin of
-    a window whose length is a power of two is its second half. For positions in chunks, give positions modulo the chunk.
+    `compute()` gives bin → mean as float64 scalars, in rising order, of the bins in which a target counted. The last
+    bin of a window whose length is a power of two is its second half. For positions in chunks, give positions modulo
+    the chunk.
 
     Args:
         kwargs: of torchmetrics.Metric.

@@ -87,11 +87,21 @@ def test_bases_of_contexts(context, smallest, safe):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("context", "smallest", "safe"), [(4096, 2.70e4, 5.9e4), (8192, 8.38e4, 3.9e5), (16384, 2.34e5, 1.3e6)]
+    ("context", "smallest", "safe"),
+    [
+        (4096, 2.70e4, 5.9e4),
+        (8192, 8.38e4, 3.9e5),
+        (16384, 2.32e5, 1.32e6),  # a grid of 0.2 % misses the island below 2.34e5
+        (32768, 6.30e5, 3.33e6),  # a gap of 0.05 % is the last
+    ],
 )
 def test_bases_of_longer_contexts(context, smallest, safe):
-    assert smallest_base(context, 128) == pytest.approx(smallest, rel=0.01)
-    assert safe_base(context, 128) == pytest.approx(safe, rel=0.02)
+    least, most = smallest_base(context, 128), safe_base(context, 128)
+    assert least == pytest.approx(smallest, rel=0.01)
+    assert most == pytest.approx(safe, rel=0.02)
+    assert carries(least, context)
+    assert carries(most, context)
+    assert not carries(most / 1.002, context)
 
 
 @pytest.mark.parametrize(("context", "head_dim"), [(1, 128), (2, 128), (3, 6), (300, 32), (1024, 128), (500, 96)])
