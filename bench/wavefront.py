@@ -17,7 +17,14 @@ from models.memory_block import LayerState
 from models.memory_lm import MemoryLM
 from models.stream import Span, advance, begin
 
-OF_CHUNK = ("seen", "near", "recalls", "pooled", "restarts", "continues")  # tensors of a span that differ between chunks
+OF_CHUNK = (
+    "seen",
+    "near",
+    "recalls",
+    "pooled",
+    "restarts",
+    "continues",
+)  # tensors of a span that differ between chunks
 
 
 def stacked(model: MemoryLM) -> dict[str, Tensor]:
@@ -42,14 +49,16 @@ def wavefront(model: MemoryLM, layers: dict[str, Tensor], tokens: Tensor) -> Ten
     for piece in starts.split(model.chunk, 1):
         span, stream = advance(stream, piece, model.chunk, window=model.window, blocks=model.in_blocks)
         spans.append(span)
-    hidden = [x[:, None] for x in model.embed(tokens).split(model.chunk, 1)]  # (b, 1, c, width), after the layers so far
-    states: list[LayerState] = [block.initial(len(tokens), tokens.device) for block in model.blocks]
-    first_block = model.blocks[0]
-    if first_block.bank is None:
+    hidden = [
+        x[:, None] for x in model.embed(tokens).split(model.chunk, 1)
+    ]  # (b, 1, c, width), after the layers so far
+    blocks: list[Any] = list(model.blocks)
+    states: list[LayerState] = [block.initial(len(tokens), tokens.device) for block in blocks]
+    if blocks[0].bank is None:
         states = [state._replace(bank=()) for state in states]  # vmap takes a tree without leaves, but no None
 
-    def layer(weights: dict[str, Tensor], x: Tensor, state: LayerState, of_chunk: dict[str, Tensor]) -> Any:
-        return functional_call(first_block, weights, (x, state, spans[0]._replace(**of_chunk)))
+    def layer(weights: dict[str, Tensor], x: Tensor, state: LayerState, of_chunk: dict[str, Any]) -> Any:
+        return functional_call(blocks[0], weights, (x, state, spans[0]._replace(**of_chunk)))
 
     for diagonal in range(len(states) + len(spans) - 1):
         first, end = max(0, diagonal - len(spans) + 1), min(len(states), diagonal + 1)
@@ -66,7 +75,7 @@ def wavefront(model: MemoryLM, layers: dict[str, Tensor], tokens: Tensor) -> Ten
     return model.head(model.norm(torch.cat(hidden, 2)[:, 0]))
 
 
-def _tensors(span: Span) -> dict[str, Tensor]:
+def _tensors(span: Span) -> dict[str, Any]:
     return {name: getattr(span, name) for name in OF_CHUNK if getattr(span, name) is not None}
 
 

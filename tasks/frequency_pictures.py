@@ -162,9 +162,15 @@ class FrequencyPictures(pl.Callback):
         self.stop()
 
 
-def wavelength_names(frequencies: Tensor) -> list[str]:
-    """2π / θ in tokens, (r,) → names; ∞ for pairs at rest."""
-    return [f"{2 * math.pi / abs(theta):.3g}" if theta else "∞" for theta in frequencies.tolist()]
+def wavelength_name(frequency: float) -> str:
+    """2π / θ in tokens with two or three digits, k and M for thousands and millions, ∞ for a pair at rest."""
+    if not frequency:
+        return "∞"
+    wavelength = 2 * math.pi / abs(frequency)
+    for size, sign in ((1e6, "M"), (1e3, "k")):
+        if wavelength >= size:
+            return f"{wavelength / size:.{0 if wavelength >= 10 * size else 1}f}{sign}"
+    return f"{wavelength:.3g}"
 
 
 def share_figure(shares: dict[str, Tensor], frequencies: Tensor) -> Figure:
@@ -175,7 +181,7 @@ def share_figure(shares: dict[str, Tensor], frequencies: Tensor) -> Figure:
         frequencies: (r,) radians per token, whose wavelengths are written below.
     """
     rows = torch.cat(list(shares.values())).numpy()
-    names = wavelength_names(frequencies)
+    names = [wavelength_name(theta) for theta in frequencies.tolist()]
     figure = Figure(figsize=(8.0, 1.6 + max(1.2, 0.14 * len(rows))), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(rows, aspect="auto", interpolation="nearest", cmap="viridis", vmin=0)

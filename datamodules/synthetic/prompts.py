@@ -51,7 +51,7 @@ def cut(units: Sequence[bytes], joint: bytes, size: int) -> list[bytes]:
     """Returns the first units, the last cut short, that joined have `size` bytes.
 
     Raises:
-        ValueError: all units together have less.
+        ValueError: all units, with a joint after the last, have less.
     """
     kept, left = [], size
     for unit in units:

@@ -11,13 +11,15 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
+from models.memory_lm import MemoryLM
+from models.transformer_lm import TransformerLM
 from models.turn import Turn
 from rotary import Rotary
 from rotary.bound import similarity_margin
 from rotary.diagnostics import frequency_share
 from rotary.frequencies import Geometric
 from rotary.scaling import DynamicNTK
-from tasks.frequency_pictures import FrequencyPictures
+from tasks.frequency_pictures import FrequencyPictures, wavelength_name
 
 HEADS, HEAD_DIM, T = 2, 16, 10
 WIDTH = HEADS * HEAD_DIM
@@ -195,3 +197,31 @@ def test_results_are_those_of_a_run_without(rotary, batches, tmp_path):
 def test_bad_counts_are_named(tmp_path):
     with pytest.raises(ValueError, match="rows ≥ 1"):
         FrequencyPictures(tmp_path, rows=0)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [partial(MemoryLM, chunk=16, bank=None), partial(TransformerLM, context=128)],
+    ids=["memory", "transformer"],
+)
+def test_language_models_are_heard_layer_by_layer(model, tmp_path):
+    torch.manual_seed(0)
+    rotary = partial(Rotary, Geometric(1e4))
+    built = model(vocabulary=257, bos=256, width=WIDTH, layers=3, heads=HEADS, hidden=64, rotary=rotary)
+    callback = FrequencyPictures(tmp_path)
+    callback.listen(built)
+    with torch.inference_mode():
+        built(torch.randint(0, 256, (2, 50)))
+    callback.stop()
+    callback.draw()
+    shares = callback.shares()
+    assert [share.shape for share in shares.values()] == [(HEADS, HEAD_DIM // 2)] * 3
+    for share in shares.values():
+        torch.testing.assert_close(share.sum(-1), torch.ones(HEADS, dtype=torch.float64))
+    assert [row["layer"] for row in table(tmp_path)] == [name for name in shares for _ in range(HEADS)]
+
+
+def test_wavelengths_have_short_names():
+    lengths = {6.283: "6.28", 199.4: "199", 1990.0: "2.0k", 19_900.0: "20k", 6.5e6: "6.5M"}
+    assert [wavelength_name(2 * np.pi / length) for length in lengths] == list(lengths.values())
+    assert wavelength_name(0.0) == "∞"

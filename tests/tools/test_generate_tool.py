@@ -120,30 +120,28 @@ class Sized(io.BytesIO):
 
 
 class Scripted(torch.nn.Module):
-    """Writes given tokens one after another whatever it reads, and notes how much it was given at once."""
+    """Writes given tokens one after another behind a prompt of so many tokens, and notes how much it was given at once."""
 
     vocabulary, bos = 257, 256
 
-    def __init__(self, script):
+    def __init__(self, prompt, script):
         super().__init__()
-        self.script, self.largest, self.total = script, 0, 0
+        self.prompt, self.script, self.largest = prompt, script, 0
 
     def forward(self, tokens, state):
-        read = tokens.shape[1]
-        self.largest, self.total = max(self.largest, read), self.total + read
-        written = 0 if state is None or read > 1 else state[0] + 1
-        logits = torch.full((1, read, 257), -50.0)
-        logits[:, -1, self.script[written]] = 50.0
-        return logits, (written, torch.zeros(1, 7))
+        self.largest = max(self.largest, tokens.shape[1])
+        total = tokens.shape[1] + (0 if state is None else state[0])
+        logits = torch.full((*tokens.shape, 257), -50.0)
+        logits[:, -1, self.script[max(total - self.prompt, 0)]] = 50.0
+        return logits, (total, torch.zeros(1, 7))
 
 
 def test_a_long_prompt_is_never_held_whole():
-    file, model = Sized(b"abcdefgh " * 100_000), Scripted([65, 256])
+    file, model = Sized(b"abcdefgh " * 100_000), Scripted(900_001, [65, 256])
     told = write(model, Bytes(), file, io.BytesIO(), 5, piece=1000)
     assert file.largest == 1000
     assert model.largest <= 1009  # a piece, and the word that the piece before cut
-    assert model.total == 900_000 + 1 + 1  # a beginning, the text, and what was written
-    assert told.startswith("read 900001 tokens")
+    assert told.startswith("read 900001 tokens")  # a beginning, and the text
     assert told.endswith("the state has 28 bytes")
 
 
@@ -161,7 +159,7 @@ class Flushes(io.BytesIO):
 def test_characters_come_whole_and_as_soon_as_they_are():
     script = [65, *"θ€".encode(), 0xFF, 66, 0xE2, 0x82]
     out = Flushes()
-    write(Scripted([*script, 256]), Bytes(), io.BytesIO(b"x"), out, 99, temperature=0.0)
+    write(Scripted(2, [*script, 256]), Bytes(), io.BytesIO(b"x"), out, 99, temperature=0.0)
     assert out.getvalue().decode() == "Aθ€\N{REPLACEMENT CHARACTER}B\N{REPLACEMENT CHARACTER}"
     grown = [out.seen[index].decode() for index in range(9)]  # each decodes, so no character was ever cut
     assert grown == ["A", "A", "Aθ", "Aθ", "Aθ", "Aθ€", "Aθ€�", "Aθ€�B", "Aθ€�B"]
@@ -169,22 +167,22 @@ def test_characters_come_whole_and_as_soon_as_they_are():
 
 def test_the_beginning_of_a_document_ends_the_text():
     out = io.BytesIO()
-    told = write(Scripted([65, 66, 256, 67]), Bytes(), io.BytesIO(b"x"), out, 99, temperature=0.0)
+    told = write(Scripted(2, [65, 66, 256, 67]), Bytes(), io.BytesIO(b"x"), out, 99, temperature=0.0)
     assert out.getvalue() == b"AB"
     assert ", wrote 3 at" in told
-    write(Scripted([65, 66, 256, 67]), Bytes(), io.BytesIO(b"x"), out := io.BytesIO(), 1, temperature=0.0)
+    write(Scripted(2, [65, 66, 256, 67]), Bytes(), io.BytesIO(b"x"), out := io.BytesIO(), 1, temperature=0.0)
     assert out.getvalue() == b"A"
 
 
 def test_merged_bytes_are_the_same_in_pieces_as_at_once(tmp_path):
-    encoder = BPE(size=300).fit([TEXT.encode()] * 3, tmp_path)
+    encoder = BPE(size=280).fit([TEXT.encode()] * 3, tmp_path)
     text = (TEXT + "\n\n  two  spaces\t \n" + "longword" * 10 + " end ").encode()
     whole = encoder.encode(text)
     for piece in (90, 200, 10_000):
-        parts = list(prompt_tokens(io.BytesIO(text), encoder, 256, 300, piece))
+        parts = list(prompt_tokens(io.BytesIO(text), encoder, 256, 280, piece))
         assert parts[0].tolist() == [[256]]
         assert torch.equal(torch.cat(parts[1:], 1)[0], torch.from_numpy(whole))
-    cut = torch.cat(list(prompt_tokens(io.BytesIO(text), encoder, None, 300, 3)), 1)[0]
+    cut = torch.cat(list(prompt_tokens(io.BytesIO(text), encoder, None, 280, 3)), 1)[0]
     assert encoder.decode(cut.numpy()) == text  # pieces shorter than words still lose nothing
 
 
@@ -242,7 +240,7 @@ def test_tokens_that_a_model_does_not_know_are_named(tmp_path, capfdbinary):
     save(path, "model=lm_transformer", "datamodule=shakespeare", "model.vocabulary=128", "model.bos=null", *SMALL)
     prompt = b"all is plain " * 9 + "and thén not".encode()
     done = said(capfdbinary, path, "--text", prompt.decode(), "--piece", 50, status=2)
-    assert b"prompt: token 195, in bytes 98 to 129, is outside the model's vocabulary of 128" in done.err
+    assert b"prompt: token 195, in bytes 97 to 126, is outside the model's vocabulary of 128" in done.err
     assert b"the prompt has no token" in said(capfdbinary, path, status=2).err
 
 
@@ -296,7 +294,7 @@ def test_data_without_text_and_weights_that_do_not_fit_are_named(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_ends_quietly_when_its_reader_has_enough(trained, tmp_path):
+def test_the_command_ends_quietly_when_its_reader_has_enough(trained):
     command = [sys.executable, "-m", "tools.generate", str(trained[0]), "--tokens", "3000", "--seed", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
