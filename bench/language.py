@@ -18,9 +18,9 @@ Schedules: k chunks one after the other, all at once layer by layer, and along t
 (`bench.wavefront`), in a prefill and in a training step, forward and backward; equal in values, or the bench ends.
 """
 
-from __future__ import annotations
+from __future__ import annotations  # noqa: I001 - compat comes before anything that imports torchvision
 
-import compat  # noqa: F401, I001 - before anything imports torchvision
+import compat  # noqa: F401
 
 import os
 import statistics

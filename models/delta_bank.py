@@ -141,14 +141,25 @@ def delta_reference(
 
 
 def delta_chunks(
-    state: Tensor, key: Tensor, value: Tensor, strength: Tensor, log_decay: Tensor, continues: Tensor
+    state: Tensor,
+    key: Tensor,
+    value: Tensor,
+    strength: Tensor,
+    log_decay: Tensor,
+    continues: Tensor,
+    block: int = 64,
 ) -> list[Tensor]:
-    """`delta_reference` with every chunk's tokens at once: one batched triangular solve, then a scan over chunks.
+    """`delta_reference` with up to `block` tokens at once: one batched triangular solve, then a scan over blocks.
 
     Token t adds u_t k_tᵀ to the state, u_t = β_t (v_t − α_t S_{t−1} k_t). With S written out as the decayed sum of what it
     began with and of the earlier additions, (I + A) U = β (V − γ K S₀ᵀ), where A_ti = β_t (γ_t / γ_i) k_t·k_i for i < t and
     γ_t is the product of α up to t. U is linear in S₀, which alone isn't known before the scan.
     """
+    blocks = -(-key.shape[3] // block)  # of a chunk
+    if blocks > 1:
+        key, value, strength, log_decay = (_cut(part, blocks, block) for part in (key, value, strength, log_decay))
+        inner = torch.ones_like(continues)[..., None].expand(-1, -1, blocks - 1)
+        continues = torch.cat((continues[..., None], inner), -1).flatten(1)
     # Sums of log α after i up to t, added up anew for each i: differences of one running sum would cancel.
     between = log_decay[..., None].expand(*log_decay.shape, log_decay.shape[-1]).tril(-1).cumsum(-2)  # (…, t, i)
     since = log_decay.cumsum(-1)[..., None].exp()  # (…, t, 1)
@@ -158,12 +169,18 @@ def delta_chunks(
     added, erased = torch.linalg.solve_triangular(coupling, right, upper=False, unitriangular=True).chunk(2, -1)
     kept = between[..., -1, :, None].exp() * key  # (b, k, h, t, d)
     states = []
-    for chunk in range(key.shape[1]):
-        state = torch.where(continues[:, chunk, None, None, None], state, 0)
-        update = added[:, chunk] - erased[:, chunk] @ state.mT  # U
-        state = since[:, chunk, :, -1:] * state + update.mT @ kept[:, chunk]
+    for index in range(key.shape[1]):
+        state = torch.where(continues[:, index, None, None, None], state, 0)
+        update = added[:, index] - erased[:, index] @ state.mT  # U
+        state = since[:, index, :, -1:] * state + update.mT @ kept[:, index]
         states.append(state)
-    return states
+    return states[blocks - 1 :: blocks]
+
+
+def _cut(x: Tensor, blocks: int, block: int) -> Tensor:
+    """(b, k, h, t, …) → (b, k · blocks, h, block, …); zeros, which write and fade nothing, fill up the last."""
+    missing = x.new_zeros(*x.shape[:3], blocks * block - x.shape[3], *x.shape[4:])
+    return torch.cat((x, missing), 3).unflatten(3, (blocks, block)).transpose(2, 3).flatten(1, 2)
 
 
 def _unit(x: Tensor) -> Tensor:

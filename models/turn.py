@@ -30,5 +30,6 @@ class Turn(nn.Module):
         if self.rotary is None:
             return queries, keys
         length = key_position.amax() + 1 if self.rotary.scaling.dynamic else None
-        query, key = self.rotary(query_position, length), self.rotary(key_position, length)
-        return rotate(queries, unit(query)), rotate(keys, unit(key))
+        query = unit(self.rotary(query_position, length))
+        key = query if key_position is query_position else unit(self.rotary(key_position, length))
+        return rotate(queries, query), rotate(keys, key)

@@ -39,6 +39,7 @@ class Language(Task[TokenBatch]):
     Args:
         model: tokens (b, t), state → logits (b, t, vocabulary), state. Where its `streams` is False, every training batch
             begins anew.
+        backward_chunks: K, chunks that a gradient goes back through; None for all those of a batch.
         gate_rate: how many times the common learning rate the model's `gate_parameters` take.
         problem: what asks for exact answers, if anything does; then shares of rows that are right are told, too.
         mutes: in a test, read everything a second time with the memory answering zero.
@@ -51,6 +52,7 @@ class Language(Task[TokenBatch]):
         self,
         model: nn.Module,
         *args: Any,
+        backward_chunks: int | None = None,
         gate_rate: float = 10.0,
         problem: str | None = None,
         mutes: bool = True,
@@ -61,7 +63,9 @@ class Language(Task[TokenBatch]):
         super().__init__(model, *args, **others)
         if gate_rate != 1 and self.schedule is None:
             raise ValueError("task.gate_rate acts through the schedule: set task.schedule, or gate_rate=1")
-        self.gate_rate, self.problem = gate_rate, problem
+        if backward_chunks is not None and (backward_chunks < 1 or not hasattr(model, "chunk")):
+            raise ValueError(f"task.backward_chunks={backward_chunks} needs a number of chunks, and a model that has them")
+        self.backward_chunks, self.gate_rate, self.problem = backward_chunks, gate_rate, problem
         self.mutes, self.answers, self.decode = mutes, answers, decode
         self._states: dict[str, Any] = {}
         self.bits, self.muted_bits = BitsPerByte(), BitsPerByte()
@@ -122,9 +126,15 @@ class Language(Task[TokenBatch]):
         if stream == "train" and not getattr(self.model, "streams", True):
             begins = True
         before = None if begins else self._states.get(stream)
-        logits, after = self.model(batch.tokens, before, reads=reads)
-        self._states[stream] = detach(after)
-        return logits, before
+        cut = self.backward_chunks if stream == "train" else None
+        pieces = batch.tokens.split(batch.tokens.shape[1] if cut is None else cut * int(self.model.chunk), dim=1)
+        logits, state = [], before
+        for piece in pieces:
+            told, state = self.model(piece, state, reads=reads)
+            logits.append(told)
+            state = detach(state)
+        self._states[stream] = state
+        return torch.cat(logits, 1), before
 
     def loss(self, batch: TokenBatch) -> Mapping[str, Tensor]:
         logits, _ = self.read(batch, "train")

@@ -133,7 +133,7 @@ def write(
     out: BinaryIO,
     count: int,
     *,
-    piece: int = 2048,
+    piece: int = 512,
     device: torch.device | str = "cpu",
     seed: int | None = None,
     **sampling: Any,
@@ -219,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="draw from the fewest of mass P")
     parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="0 takes the most probable")
     parser.add_argument("--seed", type=int, help="writes the same again (default: another text each time)")
-    parser.add_argument("--piece", type=int, default=2048, metavar="N", help="bytes of prompt a call (default 2048)")
+    parser.add_argument("--piece", type=int, default=512, metavar="N", help="bytes of prompt a call (default 512)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)
     try:

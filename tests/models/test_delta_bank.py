@@ -1,6 +1,7 @@
 """The delta bank: its parallel form is the recurrence, any split reads the same, and documents and chunks see only the past."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -87,9 +88,12 @@ def quick(dtype=torch.float32, **options):
 
 @pytest.mark.parametrize("strong", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_parallel_form_is_the_recurrence_in_values_and_gradients(dtype, strong):
+@pytest.mark.parametrize("block", [64, 7, 3, 2, 1])
+def test_the_parallel_form_is_the_recurrence_in_values_and_gradients(block, dtype, strong):
     parts, continues = writes(dtype=dtype, strong=strong)
-    plain, fast = (torch.stack(form(*parts, continues)) for form in (delta_reference, delta_chunks))
+    plain, fast = (
+        torch.stack(form(*parts, continues)) for form in (delta_reference, partial(delta_chunks, block=block))
+    )
     into = torch.randn_like(plain)
     assert torch.allclose(plain, fast, rtol=0, atol=TOLERANCE[dtype])
     for one, other in zip(torch.autograd.grad(plain, parts, into), torch.autograd.grad(fast, parts, into), strict=True):

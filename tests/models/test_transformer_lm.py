@@ -419,6 +419,18 @@ def test_every_turn_gets_unturned_queries_and_keys():
     assert position.flatten().tolist() == list(range(40))
 
 
+def test_feed_forward_layers_are_their_formulas():
+    x = torch.randn(2, 3, 8)
+    plain, gated = GELU(8, 20, bias=True), SwiGLU(8, 20)
+    expected = nn.Sequential(plain.input, nn.GELU(), plain.output)(x)
+    torch.testing.assert_close(plain(x), expected)
+    gate = x @ gated.gate.weight.T
+    torch.testing.assert_close(
+        gated(x), (gate * gate.sigmoid() * (x @ gated.input.weight.T)) @ gated.output.weight.T, rtol=0, atol=1e-6
+    )
+    assert sum(p.numel() for p in GELU(8, 30).parameters()) == sum(p.numel() for p in gated.parameters())
+
+
 def test_weights_at_first():
     network = TransformerLM(257, None, width=256, layers=8, heads=4, hidden=1024, context=64, feed=GELU)
     for block in network.blocks:

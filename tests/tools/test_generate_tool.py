@@ -21,7 +21,7 @@ from models.generate import generate, prefill
 from tools.generate import load, main, prompt_tokens, write
 
 ROOT = Path(__file__).resolve().parents[2]
-TEXT = "The sea, the sea; thalatta! θάλαττα, θάλαττα. " * 40
+TEXT = "The sea, the sea; thalatta! θάλαττα, θάλαττα. " * 8
 register_resolvers()
 
 
@@ -87,7 +87,7 @@ def test_the_size_of_the_pieces_changes_nothing(trained, prompt, capfdbinary):
     path, _ = trained
     outputs = {
         said(capfdbinary, path, "--prompt", prompt, "--tokens", 20, "--temperature", 0, "--piece", piece).out
-        for piece in (7, 100, 100_000)
+        for piece in (17, 100, 100_000)
     }
     assert len(outputs) == 1
 
@@ -175,7 +175,7 @@ def test_the_beginning_of_a_document_ends_the_text():
 
 
 def test_merged_bytes_are_the_same_in_pieces_as_at_once(tmp_path):
-    encoder = BPE(size=280).fit([TEXT.encode()] * 3, tmp_path)
+    encoder = BPE(size=280).fit([TEXT.encode()], tmp_path)
     text = (TEXT + "\n\n  two  spaces\t \n" + "longword" * 10 + " end ").encode()
     whole = encoder.encode(text)
     for piece in (90, 200, 10_000):
@@ -295,7 +295,7 @@ def test_data_without_text_and_weights_that_do_not_fit_are_named(tmp_path):
 
 @pytest.mark.slow
 def test_the_command_ends_quietly_when_its_reader_has_enough(trained):
-    command = [sys.executable, "-m", "tools.generate", str(trained[0]), "--tokens", "3000", "--seed", "1"]
+    command = [sys.executable, "-m", "tools.generate", str(trained[0]), "--tokens", "3000", "--seed", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
         assert run.stdout.read(1)

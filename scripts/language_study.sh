@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# The runs behind docs/results/language.md, two at a time on one thread each; finished ones are kept, so it may be started again.
+#   bash scripts/language_study.sh PYTHON [text|passkey|recall|needle|bytes …]      python -m tools.language_results prints the tables
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export python=${1:-python} folder=outputs/language
+export OMP_NUM_THREADS=1
+
+one() { # results file, run, then training's overrides; "--" and evaluation's
+	local results="$folder/$1.csv" run="$folder/$1/$2" train=() evaluate=()
+	local into=train argument
+	for argument in "${@:3}"; do
+		if [ "$argument" = -- ]; then into=evaluate; elif [ $into = train ]; then train+=("$argument"); else evaluate+=("$argument"); fi
+	done
+	[ ! -e "$run/done" ] || return 0
+	mkdir -p "$run"
+	"$python" train.py task=lm trainer=cpu "label=${2%-*}" "seed=${2##*-}" "${train[@]}" hydra.run.dir="$run" >"$run/train.log" 2>&1 &&
+		"$python" evaluate.py task=lm trainer=cpu "label=${2%-*}" "ckpt=$run/last.ckpt" "results=$results" \
+			"hydra.run.dir=$run/evaluate" "hydra.sweep.dir=$run/evaluate" ${evaluate[@]+"${evaluate[@]}"} >"$run/evaluate.log" 2>&1 ||
+		{ tail -n 5 "$run"/*.log >&2; return 255; }
+	touch "$run/done"
+	echo "$1 $2: trained and evaluated after $SECONDS s"
+}
+export -f one
+
+text() { # held-out plays at equal parameters and tokens, then what else could be chosen
+	local seed model
+	for seed in 0 1 2; do
+		for model in memory: xl:_xl local:_local transformer:_transformer delta:_delta; do
+			echo "text ${model%:*}-$seed model=lm_tiny${model#*:} +trainer.limit_train_batches=500"
+		done
+	done
+}
+
+passkey() { # a value told in the first two chunks; eight chunks, then streams of random length that overflow the bank
+	local seed fixed="datamodule=chunk_passkey model=lm_ci optimizer@task.optimizer=adamw task.optimizer.lr=2e-3 task.optimizer.betas=[0.9,0.95]"
+	fixed+=" task.weight_decay=0.01 trainer.precision=32-true"
+	local eight="datamodule.length=128 datamodule.batch_size=64 datamodule.steps=250 $fixed"
+	local random="datamodule.length=[48,256] datamodule.batch_size=32 datamodule.steps=600 $fixed"
+	local sweep="sweep=context hydra.sweeper.params.context='128,256,512,1024,2048'"
+	for seed in 0 1 2; do
+		echo "passkey eight_memory-$seed $eight -- $sweep"
+		echo "passkey eight_without-$seed $eight model=lm_ci_xl -- $sweep"
+		echo "passkey random_newest-$seed $random -- $sweep"
+		echo "passkey random_evicted-$seed $random model.bank.chained=false -- $sweep"
+		echo "passkey random_delta-$seed $random model=lm_ci_delta -- $sweep"
+	done
+	for seed in 0 1 2; do
+		echo "passkey eight_k1-$seed $eight task.backward_chunks=1 -- $sweep"
+		echo "passkey eight_scalar-$seed $eight model.fusion._target_=models.fusion.ScalarFusion -- $sweep"
+		echo "passkey eight_token-$seed $eight model.fusion._target_=models.fusion.TokenFusion -- $sweep"
+		echo "passkey eight_mean-$seed $eight model.bank.pool._target_=models.fifo_bank.MeanPool -- $sweep"
+	done
+}
+
+recall() { # many pairs told in one chunk, asked for in the seven after it
+	local seed problem="datamodule=mqar datamodule.vocabulary=512 datamodule.family.pairs=8 datamodule.family.alpha=1.0"
+	problem+=" datamodule.length=128 datamodule.steps=800 trainer.precision=32-true"
+	local sweep="sweep=context hydra.sweeper.params.context='128,256,512'"
+	for seed in 0 1 2; do
+		echo "recall memory-$seed model=lm_ci $problem -- $sweep"
+		echo "recall delta-$seed model=lm_ci_delta $problem -- $sweep"
+		echo "recall xl-$seed model=lm_ci_xl $problem -- $sweep"
+		echo "recall transformer-$seed model=lm_tiny_transformer model.width=64 model.layers=2 model.hidden=512 segment=128 $problem -- $sweep"
+	done
+}
+
+bytes() { # the best that half an hour makes
+	echo "bytes wide-0 model=lm_tiny model.width=192 model.heads=6 model.hidden=768 epochs=2"
+}
+
+for study in "${@:2}"; do "$study"; done | xargs -P 2 -L 1 bash -c 'one "$@"' one
