@@ -43,24 +43,20 @@ def gated(partner: Tensor, candidate: Tensor, gate: Tensor) -> Tensor:
     return torch.lerp(partner, candidate, gate)
 
 
-def recall(queries: Tensor, keys: Tensor, values: Tensor, null: Tensor, bias: Tensor, valid: Tensor) -> Tensor:
-    """Attention over slots beside a null slot, whose value is zero: with no valid slot the answer is exactly zero.
+def recall(logits: Tensor, null: Tensor, values: Tensor, valid: Tensor) -> Tensor:
+    """Softmax over slots beside a null slot, whose value is zero: with no valid slot the answer is exactly zero.
 
     Args:
-        queries: (*b, h, t, d).
-        keys, values: (*b, h, m, d).
-        null: (h, d), the key of the null slot.
-        bias: (*b, h, m), added to the logits.
+        logits: (*b, h, t, m) of the slots.
+        null: (*b, h, t) of the null slot.
+        values: (*b, h|1, m, d).
         valid: (*b, t, m) bool.
 
     Returns:
         (*b, h, t, d).
     """
-    scale = queries.shape[-1] ** -0.5
-    logits = queries @ keys.mT * scale + bias[..., None, :]
     logits = logits.masked_fill(~valid[..., None, :, :], -math.inf)
-    nothing = (queries * null[:, None]).sum(-1, keepdim=True) * scale
-    return torch.cat((nothing, logits), -1).softmax(-1)[..., 1:] @ values
+    return torch.cat((null[..., None], logits), -1).softmax(-1)[..., 1:] @ values
 
 
 class AttentionPool(nn.Module):
@@ -173,20 +169,29 @@ class FifoBank(nn.Module):
 
     def _read(self, x: Tensor, memories: Tensor, writes: Tensor, recalls: Tensor) -> Tensor:
         queries = self.query(x).float().unflatten(-1, (self.heads, -1)).transpose(-2, -3)  # (b, k, h, t, d)
+        queries = queries * queries.shape[-1] ** -0.5
         with torch.autocast(x.device.type, enabled=False):
-            slots = functional.linear(
-                functional.layer_norm(
-                    memories.flatten(2, 3), (self.width,), self.norm.weight.float(), self.norm.bias.float()
-                ),
-                self.key_value.weight.float(),
-            )
-            keys, values = slots.unflatten(-1, (2, self.heads, -1)).movedim(-3, 0).transpose(-2, -3)
-            bias = self.age_bias.float()[:, ages(writes, self.groups)].movedim(0, -2)  # (b, k, h, g)
+            weight, bias = self.norm.weight.float(), self.norm.bias.float()
+            slots = functional.layer_norm(memories.flatten(2, 3), (self.width,), weight, bias)  # (b, k, m, c)
+            age_bias = self.age_bias.float()[:, ages(writes, self.groups)].movedim(0, -2)  # (b, k, h, g)
             written = torch.arange(self.groups, device=x.device) < writes[..., None]  # (b, k, g)
             valid = written[..., None, :] & recalls[..., None]  # (b, k, t, g)
-            bias, valid = (part.repeat_interleave(self.writers, -1) for part in (bias, valid))
-            read = recall(queries, keys, values, self.null.float(), bias, valid)
-        return read.transpose(-2, -3)
+            age_bias, valid = (part.repeat_interleave(self.writers, -1) for part in (age_bias, valid))
+            null = (queries * self.null.float()[:, None]).sum(-1)
+            attend = self._by_queries if 2 * x.shape[-2] <= slots.shape[-2] else self._by_slots
+            return attend(queries, slots, age_bias[..., None, :], null, valid).transpose(-2, -3)
+
+    def _by_slots(self, queries: Tensor, slots: Tensor, bias: Tensor, null: Tensor, valid: Tensor) -> Tensor:
+        """Project the slots to keys and values."""
+        projected = functional.linear(slots, self.key_value.weight.float())
+        keys, values = projected.unflatten(-1, (2, self.heads, -1)).movedim(-3, 0).transpose(-2, -3)
+        return recall(queries @ keys.mT + bias, null, values, valid)
+
+    def _by_queries(self, queries: Tensor, slots: Tensor, bias: Tensor, null: Tensor, valid: Tensor) -> Tensor:
+        """The same where queries are fewer than slots: project those, and what they have read, instead."""
+        of_key, of_value = self.key_value.weight.float().unflatten(0, (2, self.heads, -1))  # (h, d, c) each
+        logits = (queries @ of_key) @ slots[:, :, None].mT + bias
+        return recall(logits, null, slots[:, :, None], valid) @ of_value.mT
 
     def _pooled(self, x: Tensor, state: FifoState, span: Span) -> tuple[Tensor, Tensor, Tensor]:
         """Peak and mass (b, k, r) and sums (b, k, r, c) of the chunks so far."""

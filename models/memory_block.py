@@ -78,12 +78,12 @@ class MemoryBlock(nn.Module):
         none = torch.zeros(rows, self.heads, 0, self.head_dim, device=device, dtype=dtype)
         carried = torch.zeros(rows, self.heads, self.chunk, self.head_dim, device=device, dtype=dtype)
         carried = carried if self.carry else none
-        return LayerState(
-            carried, carried, none, none, None if self.bank is None else self.bank.initial(rows, device)
-        )
+        return LayerState(carried, carried, none, none, None if self.bank is None else self.bank.initial(rows, device))
 
-    def forward(self, x: Tensor, state: LayerState, span: Span) -> tuple[Tensor, LayerState]:
-        """(b, k, t, c) → the same, and the state after it."""
+    def forward(
+        self, x: Tensor, state: LayerState, span: Span, phases: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, LayerState]:
+        """(b, k, t, c) → the same, and the state after it; `phases` are those of the span, where they are known."""
         normed = self.norm(x)
         queries, keys, values = (
             self.qkv(normed).unflatten(-1, (3, self.heads, self.head_dim)).movedim(-3, 0).transpose(-2, -3)
@@ -92,7 +92,7 @@ class MemoryBlock(nn.Module):
 
         all_keys = _reachable(keys, state.carried_keys, state.keys).flatten(0, 1)
         all_values = _reachable(values, state.carried_values, state.values).flatten(0, 1)
-        turned, turned_keys = self.turn(queries.flatten(0, 1), all_keys, span.query_position, span.key_position)
+        turned, turned_keys = self.turn(queries.flatten(0, 1), all_keys, span.query_position, span.key_position, phases)
         over = weights.expand(*x.shape[:2], *weights.shape[2:]).flatten(0, 1).transpose(1, 2)  # (n, h|1, t|1, p)
         scale = self.turn.logit_gain * self.head_dim**-0.5
         mixed = self.attend(turned, turned_keys, all_values, span.seen, span.near, over, scale)

@@ -179,16 +179,16 @@ class MemoryLM(nn.Module):
 
     def _span(self, tokens: Tensor, state: State, reads: bool) -> tuple[Tensor, State]:
         starts = torch.zeros_like(tokens, dtype=torch.bool) if self.bos is None else tokens == self.bos
-        span, stream = advance(
-            state.stream, starts, self.chunk, window=self.window, blocks=self.in_blocks, reads=reads
-        )
+        span, stream = advance(state.stream, starts, self.chunk, window=self.window, blocks=self.in_blocks, reads=reads)
         x = self.embed(tokens).unflatten(1, span.continues.shape[1:] + (-1,))  # (b, k, t, c)
+        first: Any = self.blocks[0]
+        phases = first.turn.phases(span.query_position, span.key_position)  # all layers share the rotary
         layers = []
         for block, layer in zip(self.blocks, state.layers, strict=True):
             if self.checkpoint and self.training:
-                x, layer = recomputed(block, x, layer, span, use_reentrant=False)
+                x, layer = recomputed(block, x, layer, span, phases, use_reentrant=False)
             else:
-                x, layer = block(x, layer, span)
+                x, layer = block(x, layer, span, phases)
             layers.append(layer)
         return x.flatten(1, 2), State(stream, tuple(layers))
 
@@ -202,7 +202,9 @@ class MemoryLM(nn.Module):
         lengths = {keys.shape[-2] for layer in state.layers for keys in (layer.keys, layer.values)}
         unbegun = State(
             stream._replace(current=stream.current[:, :0]),
-            tuple(layer._replace(keys=layer.keys[..., :0, :], values=layer.values[..., :0, :]) for layer in state.layers),
+            tuple(
+                layer._replace(keys=layer.keys[..., :0, :], values=layer.values[..., :0, :]) for layer in state.layers
+            ),
         )
         given, wanted = shapes(unbegun), shapes(self.initial(len(tokens), "meta"))
         if given != wanted or lengths - {begun} or begun >= self.chunk:

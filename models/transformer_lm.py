@@ -13,6 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from models.feed_forward import GELU
+from models.initial_weights import normal
 from models.turn import Turn
 from rotary import Rotary
 
@@ -87,11 +88,13 @@ class Place(NamedTuple):
         position: (t, 1) int64 of the t new tokens.
         past: (n, 1) int64 of all tokens, the new ones included.
         mask: (b|1, 1, t, n) bool: keys that a query sees; None where the causal mask of SDPA, or none, does.
+        phases: of queries and keys, as `Turn` takes them.
     """
 
     position: Tensor
     past: Tensor
     mask: Tensor | None
+    phases: tuple[Tensor, Tensor] | None
 
 
 class TransformerBlock(nn.Module):
@@ -132,9 +135,9 @@ class TransformerBlock(nn.Module):
         values, all_values = append(cache.values, v, -2)
         if self.keeps_unturned:
             keys, all_keys = append(cache.keys, k, -2)
-            q, all_keys = self.turn(q, all_keys, place.position, place.past)
+            q, all_keys = self.turn(q, all_keys, place.position, place.past, place.phases)
         else:
-            q, k = self.turn(q, k, place.position, place.position)
+            q, k = self.turn(q, k, place.position, place.position, place.phases)
             keys, all_keys = append(cache.keys, k, -2)
         first = place.mask is None and q.shape[-2] > 1
         read = scaled_dot_product_attention(q, all_keys, all_values, place.mask, is_causal=first, scale=self.scale)
@@ -158,7 +161,6 @@ class TransformerLM(nn.Module):
         norm: makes a norm from the width.
         tied: the head has the weights of the embedding.
         checkpoint: keep only the inputs of a block for the backward pass, and compute the rest again.
-        std: of the weights at first; outputs of the residual branches get std / √(2 · layers).
 
     Raises:
         ValueError: sizes that don't fit together, a rotary of several axes, or a `bos` that is no token.
@@ -181,7 +183,6 @@ class TransformerLM(nn.Module):
         norm: Callable[[int], nn.Module] = nn.LayerNorm,
         tied: bool = True,
         checkpoint: bool = False,
-        std: float = 0.02,
     ) -> None:
         super().__init__()
         if width % heads:
@@ -191,8 +192,8 @@ class TransformerLM(nn.Module):
         turn = None if rotary is None else rotary(head_dim=width // heads, heads=heads)
         if turn is not None and turn.axes != 1:
             raise ValueError(f"model: text has one axis, the rotary has {turn.axes}")
-        self.vocabulary, self.bos, self.reach = vocabulary, bos, context
-        self.heads, self.head_dim, self.checkpoint, self.std = heads, width // heads, checkpoint, std
+        self.vocabulary, self.bos, self.reach = vocabulary, bos, context - 1
+        self.heads, self.head_dim, self.checkpoint = heads, width // heads, checkpoint
         self.embed = nn.Embedding(vocabulary, width)
         self.blocks = nn.ModuleList(TransformerBlock(width, heads, hidden, turn, feed, norm) for _ in range(layers))
         self.norm = norm(width)
@@ -202,16 +203,11 @@ class TransformerLM(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Normal weights, biases at zero."""
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=self.std)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-        for module in self.modules():
-            if isinstance(module, TransformerBlock):
-                for ending in (module.out, module.feed.output):
-                    nn.init.normal_(ending.weight, std=self.std / math.sqrt(2 * len(self.blocks)))
+        """As `models.initial_weights`."""
+        blocks: list[Any] = list(self.blocks)
+        normal(
+            self, self.embed.embedding_dim, [ending for block in blocks for ending in (block.out, block.feed.output)]
+        )
 
     def no_weight_decay(self) -> set[str]:
         """Embeddings, and learned frequencies."""
@@ -268,17 +264,19 @@ class TransformerLM(nn.Module):
         count, total = tokens.shape[1], state.read + tokens.shape[1]
         past = torch.arange(total, device=tokens.device)[:, None]
         position = past[state.read :]
+        first: Any = self.blocks[0]
+        phases = first.turn.phases(position, past if first.keeps_unturned else position)
         if self.bos is None and (count == 1 or not state.read):
-            return state.document, Place(position, past, None)
+            return state.document, Place(position, past, None, phases)
         causal = (position >= past.mT)[None, None]
         if self.bos is None:
-            return state.document, Place(position, past, causal)
+            return state.document, Place(position, past, causal, phases)
         documents = (tokens == self.bos).cumsum(1)
         if state.read:
             documents = documents + state.document.memory[:, state.read - 1, None]
         document, all_documents = append(state.document, documents, -1)
         same = documents[:, None, :, None] == all_documents[:, None, None, :]
-        return document, Place(position, past, causal & same)
+        return document, Place(position, past, causal & same, phases)
 
     def _check(self, tokens: Tensor, state: TransformerState) -> None:
         if tokens.ndim != 2 or not tokens.numel():

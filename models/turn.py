@@ -23,13 +23,25 @@ class Turn(nn.Module):
         """What the softmax scale must be multiplied by."""
         return 1.0 if self.rotary is None else self.rotary.logit_gain
 
-    def forward(
-        self, queries: Tensor, keys: Tensor, query_position: Tensor, key_position: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Queries (*b, h, t, d) at positions (t, 1), keys (*b, h, s, d) at (s, 1), → both, turned."""
+    def phases(self, query_position: Tensor, key_position: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Phases of queries at positions (t, 1) and keys at (s, 1), for layers that share this rotary; None without one."""
         if self.rotary is None:
-            return queries, keys
+            return None
         length = key_position.amax() + 1 if self.rotary.scaling.dynamic else None
         query = unit(self.rotary(query_position, length))
-        key = query if key_position is query_position else unit(self.rotary(key_position, length))
-        return rotate(queries, query), rotate(keys, key)
+        return query, query if key_position is query_position else unit(self.rotary(key_position, length))
+
+    def forward(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        query_position: Tensor,
+        key_position: Tensor,
+        phases: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Queries (*b, h, t, d) at positions (t, 1), keys (*b, h, s, d) at (s, 1), → both, turned.
+
+        `phases` are those of the positions, where they are known.
+        """
+        phases = self.phases(query_position, key_position) if phases is None else phases
+        return (queries, keys) if phases is None else (rotate(queries, phases[0]), rotate(keys, phases[1]))

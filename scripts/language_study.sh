@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The runs behind docs/results/language.md, two at a time on one thread each; finished ones are kept, so it may be started again.
-#   bash scripts/language_study.sh PYTHON [text|passkey|recall|needle|bytes …]      python -m tools.language_results prints the tables
+#   bash scripts/language_study.sh PYTHON bytes passkey text:0 recall text:1 eviction text:2      python -m tools.language_results prints the tables
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export python=${1:-python} folder=outputs/language
@@ -23,37 +23,41 @@ one() { # results file, run, then training's overrides; "--" and evaluation's
 }
 export -f one
 
-text() { # held-out plays at equal parameters and tokens, then what else could be chosen
-	local seed model
-	for seed in 0 1 2; do
-		for model in memory: xl:_xl local:_local transformer:_transformer delta:_delta; do
-			echo "text ${model%:*}-$seed model=lm_tiny${model#*:} +trainer.limit_train_batches=500"
-		done
+text() { # held-out plays at equal parameters and tokens; $1 is the seed
+	local model
+	for model in memory: xl:_xl transformer:_transformer local:_local delta:_delta; do
+		echo "text ${model%:*}-$1 model=lm_tiny${model#*:} +trainer.limit_train_batches=500 +trainer.limit_val_batches=8"
 	done
 }
 
-passkey() { # a value told in the first two chunks; eight chunks, then streams of random length that overflow the bank
-	local seed fixed="datamodule=chunk_passkey model=lm_ci optimizer@task.optimizer=adamw task.optimizer.lr=2e-3 task.optimizer.betas=[0.9,0.95]"
-	fixed+=" task.weight_decay=0.01 trainer.precision=32-true"
-	local eight="datamodule.length=128 datamodule.batch_size=64 datamodule.steps=250 $fixed"
-	local random="datamodule.length=[48,256] datamodule.batch_size=32 datamodule.steps=600 $fixed"
-	local sweep="sweep=context hydra.sweeper.params.context='128,256,512,1024,2048'"
+passkey_recipe="datamodule=chunk_passkey model=lm_ci optimizer@task.optimizer=adamw task.optimizer.lr=2e-3 task.optimizer.betas=[0.9,0.95]"
+passkey_recipe+=" task.weight_decay=0.01 trainer.precision=32-true"
+passkey_lengths="-- sweep=context hydra.sweeper.params.context='128,256,512,1024,2048'"
+
+passkey() { # a value told in the first two of eight chunks, asked for at the end
+	local seed eight="datamodule.length=128 datamodule.batch_size=64 datamodule.steps=250 $passkey_recipe"
 	for seed in 0 1 2; do
-		echo "passkey eight_memory-$seed $eight -- $sweep"
-		echo "passkey eight_without-$seed $eight model=lm_ci_xl -- $sweep"
-		echo "passkey random_newest-$seed $random -- $sweep"
-		echo "passkey random_evicted-$seed $random model.bank.chained=false -- $sweep"
-		echo "passkey random_delta-$seed $random model=lm_ci_delta -- $sweep"
-	done
-	for seed in 0 1 2; do
-		echo "passkey eight_k1-$seed $eight task.backward_chunks=1 -- $sweep"
-		echo "passkey eight_scalar-$seed $eight model.fusion._target_=models.fusion.ScalarFusion -- $sweep"
-		echo "passkey eight_token-$seed $eight model.fusion._target_=models.fusion.TokenFusion -- $sweep"
-		echo "passkey eight_mean-$seed $eight model.bank.pool._target_=models.fifo_bank.MeanPool -- $sweep"
+		echo "passkey memory-$seed $eight $passkey_lengths"
+		echo "passkey without-$seed $eight model=lm_ci_xl $passkey_lengths"
+		echo "passkey k1-$seed $eight task.backward_chunks=1 $passkey_lengths"
+		echo "passkey k2-$seed $eight task.backward_chunks=2 $passkey_lengths"
+		echo "passkey scalar-$seed $eight model.fusion._target_=models.fusion.ScalarFusion $passkey_lengths"
+		echo "passkey token-$seed $eight model.fusion._target_=models.fusion.TokenFusion $passkey_lengths"
+		echo "passkey mean-$seed $eight model.bank.pool._target_=models.fifo_bank.MeanPool $passkey_lengths"
+		echo "passkey delta-$seed $eight model=lm_ci_delta $passkey_lengths"
 	done
 }
 
-recall() { # many pairs told in one chunk, asked for in the seven after it
+eviction() { # streams of random length, up to four times what the bank holds
+	local seed random="datamodule.length=[48,256] datamodule.batch_size=32 datamodule.steps=600 $passkey_recipe"
+	for seed in 0 1 2; do
+		echo "eviction newest-$seed $random $passkey_lengths"
+		echo "eviction evicted-$seed $random model.bank.chained=false $passkey_lengths"
+		echo "eviction delta-$seed $random model=lm_ci_delta $passkey_lengths"
+	done
+}
+
+recall() { # eight pairs told in one chunk, asked for in the seven after it
 	local seed problem="datamodule=mqar datamodule.vocabulary=512 datamodule.family.pairs=8 datamodule.family.alpha=1.0"
 	problem+=" datamodule.length=128 datamodule.steps=800 trainer.precision=32-true"
 	local sweep="sweep=context hydra.sweeper.params.context='128,256,512'"
@@ -69,4 +73,4 @@ bytes() { # the best that half an hour makes
 	echo "bytes wide-0 model=lm_tiny model.width=192 model.heads=6 model.hidden=768 epochs=2"
 }
 
-for study in "${@:2}"; do "$study"; done | xargs -P 2 -L 1 bash -c 'one "$@"' one
+for study in "${@:2}"; do ${study//:/ }; done | xargs -P 2 -L 1 bash -c 'one "$@"' one

@@ -73,7 +73,8 @@ class FrequencyPictures(pl.Callback):
         @torch.compiler.disable
         def hear(turn: Turn, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
             order = ("queries", "keys", "query_position", "key_position")
-            self.hear(name, rotary, **dict(zip(order, arguments, strict=False)), **named)
+            given = {**dict(zip(order, arguments, strict=False)), **named}
+            self.hear(name, rotary, *(given[argument] for argument in order))
 
         return hear
 

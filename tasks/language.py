@@ -64,7 +64,9 @@ class Language(Task[TokenBatch]):
         if gate_rate != 1 and self.schedule is None:
             raise ValueError("task.gate_rate acts through the schedule: set task.schedule, or gate_rate=1")
         if backward_chunks is not None and (backward_chunks < 1 or not hasattr(model, "chunk")):
-            raise ValueError(f"task.backward_chunks={backward_chunks} needs a number of chunks, and a model that has them")
+            raise ValueError(
+                f"task.backward_chunks={backward_chunks} needs a number of chunks, and a model that has them"
+            )
         self.backward_chunks, self.gate_rate, self.problem = backward_chunks, gate_rate, problem
         self.mutes, self.answers, self.decode = mutes, answers, decode
         self._states: dict[str, Any] = {}
@@ -198,7 +200,13 @@ class Language(Task[TokenBatch]):
         if self.contained.update_called:
             scores["contained"] = self.contained.compute()
         for metric in (
-            self.bits, self.muted_bits, self.recall, self.by_position, self.by_chunk, self.contained, *self.shares
+            self.bits,
+            self.muted_bits,
+            self.recall,
+            self.by_position,
+            self.by_chunk,
+            self.contained,
+            *self.shares,
         ):
             cast(Metric, metric).reset()
         return scores

@@ -29,9 +29,7 @@ def span_of(rows=1, tokens=1, chunk=1, starts=None, stream=None):
 )
 def test_the_worked_write(chained, expected):
     made = bank(chained=chained)
-    state = made.initial(1)._replace(
-        memory=torch.tensor([[[[0.5, -0.5]], [[1.0, 0.0]]]]), writes=torch.tensor([2])
-    )
+    state = made.initial(1)._replace(memory=torch.tensor([[[[0.5, -0.5]], [[1.0, 0.0]]]]), writes=torch.tensor([2]))
     stream = begin(1, 1, False)._replace(remembered=torch.zeros(1, dtype=torch.int64))
     span, _ = span_of(stream=stream)
     _, after = made(torch.tensor([[[[0.2, 0.4]]]]), state, span)
@@ -55,22 +53,30 @@ def test_ages(writes, expected):
 
 def test_one_valid_slot_shares_with_the_null_slot():
     values = torch.tensor([[[2.0, 4.0], [9.0, 9.0]]])
-    arguments = (torch.zeros(1, 1, 2), torch.ones(1, 2, 2), values, torch.ones(1, 2), torch.zeros(1, 2))
-    read = recall(*arguments, torch.tensor([[True, False]]))
+    logits, null = torch.zeros(1, 1, 2), torch.zeros(1, 1)
+    read = recall(logits, null, values, torch.tensor([[True, False]]))
     torch.testing.assert_close(read, torch.tensor([[[1.0, 2.0]]]))
-    assert (recall(*arguments, torch.tensor([[False, False]])) == 0).all()
+    assert (recall(logits, null, values, torch.tensor([[False, False]])) == 0).all()
 
 
-def test_recall_is_attention_with_a_null_slot():
-    queries, keys, values = (torch.randn(2, 3, length, 4) for length in (5, 6, 6))
-    null, bias = torch.randn(3, 4), torch.randn(2, 3, 6)
-    valid = torch.rand(2, 5, 6) > 0.4
-    both = torch.cat((null[None, :, None].expand(2, -1, -1, -1), keys), -2)
-    mask = torch.where(valid, 0.0, -torch.inf)[:, None] + bias[:, :, None]
+@pytest.mark.parametrize("tokens", [1, 3, 7])  # fewer than slots, or more
+def test_reading_is_attention_with_a_null_slot(tokens):
+    made = FifoBank(width=8, heads=2, slots=6, writers=2)
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter)
+    x, memories, writes = torch.randn(2, 3, tokens, 8), torch.randn(2, 3, 3, 2, 8), torch.randint(0, 9, (2, 3))
+    recalls = torch.rand(2, 3, tokens) > 0.3
+    slots = made.norm(memories.flatten(2, 3))
+    queries = made.query(x).unflatten(-1, (2, 4)).transpose(-2, -3)
+    keys, values = (part.unflatten(-1, (2, 4)).transpose(-2, -3) for part in made.key_value(slots).chunk(2, -1))
+    keys = torch.cat((made.null[:, None].expand(2, 3, -1, -1, -1), keys), -2)
+    age = ages(writes, 3).repeat_interleave(2, -1)
+    valid = (torch.arange(6) // 2 < writes[..., None])[..., None, :] & recalls[..., None]
+    mask = torch.where(valid, 0.0, -torch.inf)[:, :, None] + made.age_bias[:, age].movedim(0, 2)[..., None, :]
     expected = functional.scaled_dot_product_attention(
-        queries, both, functional.pad(values, (0, 0, 1, 0)), attn_mask=functional.pad(mask, (1, 0))
+        queries, keys, functional.pad(values, (0, 0, 1, 0)), attn_mask=functional.pad(mask, (1, 0))
     )
-    torch.testing.assert_close(recall(queries, keys, values, null, bias, valid), expected)
+    torch.testing.assert_close(made._read(x, memories, writes, recalls).transpose(-2, -3), expected)
 
 
 def test_pooling_is_one_softmax_over_the_chunk_whatever_the_pieces():
@@ -81,9 +87,7 @@ def test_pooling_is_one_softmax_over_the_chunk_whatever_the_pieces():
     expected = logits.softmax(-1) @ values
     state, stream = made.initial(3), begin(3, 16, False)
     for piece in x.split([5, 1, 6], 1):
-        span, stream = advance(
-            stream, torch.zeros(3, piece.shape[1], dtype=torch.bool), 16, window=None, blocks=False
-        )
+        span, stream = advance(stream, torch.zeros(3, piece.shape[1], dtype=torch.bool), 16, window=None, blocks=False)
         _, state = made(piece[:, None], state, span)
     torch.testing.assert_close(state.sums / state.mass[..., None], expected)
 

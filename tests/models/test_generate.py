@@ -17,7 +17,10 @@ VOCABULARY, BOS = 31, 30
 @pytest.fixture
 def model():
     rotary = partial(Rotary, Geometric(100.0))
-    return TransformerLM(VOCABULARY, BOS, width=32, layers=2, heads=2, hidden=48, context=24, rotary=rotary, std=0.2)
+    made = TransformerLM(VOCABULARY, BOS, width=32, layers=2, heads=2, hidden=48, context=24, rotary=rotary)
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return made
 
 
 @pytest.fixture

@@ -120,7 +120,9 @@ def test_an_empty_memory_is_the_other_paths_renormalised_by_hand():
     """With nothing written, the model is the one without memory whose heads are scaled by what the memory leaves them."""
     made = model(bos=None)
     bare = model(bos=None, bank=None)
-    shared = {name: value for name, value in made.state_dict().items() if name in bare.state_dict() and "fusion" not in name}
+    shared = {
+        name: value for name, value in made.state_dict().items() if name in bare.state_dict() and "fusion" not in name
+    }
     bare.load_state_dict(shared, strict=False)
     tokens = text(2, 8, documents=False)
     for mine, other in zip(made.blocks, bare.blocks, strict=True):

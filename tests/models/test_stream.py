@@ -29,7 +29,9 @@ def test_full_and_sliding_masks():
 
 def test_blocks_do_not_cross_the_border_of_a_chunk():
     assert table(second_chunk(blocks=True).near[0, 0]) == ["....1...", "....11..", "......1.", "......11"]
-    three = second_chunk(blocks=True, window=3).near[0, 0]  # block borders lie at multiples of 3 from the chunk's own start
+    three = second_chunk(blocks=True, window=3).near[
+        0, 0
+    ]  # block borders lie at multiples of 3 from the chunk's own start
     assert table(three) == ["....1...", "....11..", "....111.", ".......1"]
 
 

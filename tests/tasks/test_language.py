@@ -94,8 +94,9 @@ def test_training_validation_and_test_have_states_of_their_own():
         def on_train_batch_end(self, trainer, module, *_):
             seen.append(("train", module._states["train"].stream.current.shape[1], "val" in module._states))
 
-        def on_train_epoch_start(self, trainer, module):
-            seen.append(("epoch", "train" in module._states))
+        def on_train_batch_start(self, trainer, module, batch, index):
+            if index == 0:
+                seen.append(("epoch", "train" in module._states))
 
         def on_validation_epoch_start(self, trainer, module):
             self.before = [leaf.clone() for leaf in leaves(module._states.get("train"))]
@@ -234,7 +235,9 @@ def test_four_kilobytes_are_learned_by_heart():
     assert loss.item() / math.log(2) < 0.5
 
 
-@pytest.mark.parametrize("model", ["lm_tiny_xl", "lm_tiny_local", "lm_tiny_paper", "lm_tiny_delta", "lm_tiny_transformer"])
+@pytest.mark.parametrize(
+    "model", ["lm_tiny_xl", "lm_tiny_local", "lm_tiny_paper", "lm_tiny_delta", "lm_tiny_transformer"]
+)
 def test_baselines_have_equal_parameters(model):
     def count(name):
         with torch.device("meta"):
