@@ -50,7 +50,7 @@ def multiples(base: int, *by: int) -> str:
 
 
 def register_resolvers() -> None:
-    """`${extension:tested,trained}`, `${multiples:base,1,2,…}`, `${patches:size,patch}`, `${sides:size}`, `${papers_resolutions:trained,step}`."""
+    """`${extension:…}`, `${multiples:base,1,2,…}`, `${papers_resolutions:…}`, `${patches:size,patch}` and `${sides:size}`."""
     OmegaConf.register_new_resolver("papers_resolutions", papers_resolutions, replace=True)
     OmegaConf.register_new_resolver("extension", extension, replace=True)
     OmegaConf.register_new_resolver("multiples", multiples, replace=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.stream import Span
 
@@ -19,6 +19,9 @@ class Bank(Protocol):
 
     def initial(self, rows: int, device: torch.device | str | None = None) -> Any:
         """The empty bank."""
+
+    def gate_parameters(self) -> list[nn.Parameter]:
+        """What learns better at a higher rate than the rest."""
 
     def __call__(self, x: Tensor, state: Any, span: Span) -> tuple[Tensor, Any]:
         """Read, and pool or write.

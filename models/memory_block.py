@@ -116,7 +116,7 @@ class MemoryBlock(nn.Module):
 
 
 def _reachable(new: Tensor, carried: Tensor, current: Tensor) -> Tensor:
-    """What the queries of k chunks (b, k, h, t, d) can reach: the chunk before, this one so far, themselves: (b, k, h, s, d)."""
+    """What k chunks of (b, k, h, t, d) can reach: the chunk before, this one so far, themselves: (b, k, h, s, d)."""
     if new.shape[1] == 1:
         return torch.cat((carried[:, None], current[:, None], new), -2)
     if not carried.shape[-2]:

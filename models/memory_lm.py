@@ -114,10 +114,10 @@ class MemoryLM(nn.Module):
 
     def reset_parameters(self) -> None:
         """As `models.initial_weights`, and the gates as they say themselves."""
-        normal(self, self.embed.embedding_dim, [end for block in self.blocks for end in (block.out, block.feed.output)])
+        blocks: list[Any] = list(self.blocks)
+        normal(self, self.embed.embedding_dim, [end for block in blocks for end in (block.out, block.feed.output)])
         for module in self.modules():
-            if hasattr(module, "reset_gates"):
-                module.reset_gates()
+            getattr(module, "reset_gates", lambda: None)()
 
     @property
     def reach(self) -> int:
@@ -135,10 +135,11 @@ class MemoryLM(nn.Module):
 
     def gate_parameters(self) -> set[str]:
         """Names of what chooses between paths and memories, which learns too slowly at the common rate (cf. 2404.07143)."""
-        chosen = {id(block.fusion.logits) for block in self.blocks}
-        for block in self.blocks:
-            gates = getattr(block.bank, "gate_parameters", list)
-            chosen |= {id(parameter) for parameter in gates()}
+        blocks: list[Any] = list(self.blocks)
+        chosen = {id(block.fusion.logits) for block in blocks}
+        for block in blocks:
+            if block.bank is not None:
+                chosen |= {id(parameter) for parameter in block.bank.gate_parameters()}
         return {name for name, parameter in self.named_parameters() if id(parameter) in chosen}
 
     def initial(self, rows: int, device: torch.device | str | None = None) -> State:
@@ -180,7 +181,7 @@ class MemoryLM(nn.Module):
     def _span(self, tokens: Tensor, state: State, reads: bool) -> tuple[Tensor, State]:
         starts = torch.zeros_like(tokens, dtype=torch.bool) if self.bos is None else tokens == self.bos
         span, stream = advance(state.stream, starts, self.chunk, window=self.window, blocks=self.in_blocks, reads=reads)
-        x = self.embed(tokens).unflatten(1, span.continues.shape[1:] + (-1,))  # (b, k, t, c)
+        x = self.embed(tokens).unflatten(1, (*span.continues.shape[1:], -1))  # (b, k, t, c)
         first: Any = self.blocks[0]
         phases = first.turn.phases(span.query_position, span.key_position)  # all layers share the rotary
         layers = []

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import MeanMetric
 
 from datamodules.batches import TokenBatch
 from models.fusion import Fusion
@@ -82,7 +82,7 @@ class Language(Task[TokenBatch]):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Decayed, spared, and the gates among both at `gate_rate` times their learning rate."""
-        names = getattr(self.model, "gate_parameters", set)()
+        names: set[str] = getattr(self.model, "gate_parameters", set)()
         gates = {id(parameter) for name, parameter in self.model.named_parameters() if name in names}
         groups = []
         for group in super().parameter_groups():
@@ -95,7 +95,7 @@ class Language(Task[TokenBatch]):
     def on_fit_start(self) -> None:
         super().on_fit_start()
         for rotary in self.model.rotaries():  # type: ignore[operator]
-            warning = advice(rotary, self.model.reach)
+            warning = advice(rotary, cast(int, self.model.reach))
             if warning is not None:
                 warnings.warn(warning, stacklevel=1)
 
@@ -129,7 +129,7 @@ class Language(Task[TokenBatch]):
             begins = True
         before = None if begins else self._states.get(stream)
         cut = self.backward_chunks if stream == "train" else None
-        pieces = batch.tokens.split(batch.tokens.shape[1] if cut is None else cut * int(self.model.chunk), dim=1)
+        pieces = batch.tokens.split(batch.tokens.shape[1] if cut is None else cut * cast(int, self.model.chunk), dim=1)
         logits, state = [], before
         for piece in pieces:
             told, state = self.model(piece, state, reads=reads)
@@ -189,26 +189,20 @@ class Language(Task[TokenBatch]):
             if metric.update_called:
                 scores |= {prefix + name: value for name, value in metric.compute().items()}
         scores |= self.recall.compute() if self.recall.update_called else {}
-        for prefix, metric in (("loss_at_", self.by_position), ("loss_in_chunk_at_", self.by_chunk)):
-            if metric.update_called:
-                scores |= {prefix + label: value for label, value in metric.compute().items()}
+        for prefix, places in (("loss_at_", self.by_position), ("loss_in_chunk_at_", self.by_chunk)):
+            if places.update_called:
+                scores |= {prefix + label: value for label, value in places.compute().items()}
         if self.by_position.update_called:
             scores["loss_at_end"] = list(self.by_position.compute().values())[-1]
-        for layer, metric in enumerate(self.shares):
-            if cast(Metric, metric).update_called:
-                scores[f"memory_share_{layer}"] = cast(Metric, metric).compute()
+        shares = cast("list[MeanMetric]", list(self.shares))
+        for layer, share in enumerate(shares):
+            if share.update_called:
+                scores[f"memory_share_{layer}"] = share.compute()
         if self.contained.update_called:
             scores["contained"] = self.contained.compute()
-        for metric in (
-            self.bits,
-            self.muted_bits,
-            self.recall,
-            self.by_position,
-            self.by_chunk,
-            self.contained,
-            *self.shares,
-        ):
-            cast(Metric, metric).reset()
+        metrics = (self.bits, self.muted_bits, self.recall, self.by_position, self.by_chunk, self.contained, *shares)
+        for each in metrics:
+            each.reset()
         return scores
 
     def on_validation_epoch_end(self) -> None:

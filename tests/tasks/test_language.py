@@ -1,4 +1,4 @@
-"""The language task: states of train, validation and test apart, gradients over one batch, gates at their own rate, fair scores."""
+"""The language task: states of train, validation and test apart, gates at their own rate, scores that add up."""
 
 import math
 import warnings
