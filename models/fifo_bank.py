@@ -107,7 +107,8 @@ class FifoBank(nn.Module):
         pool: makes the pooling from `width` and `writers`.
         chained: gate against the newest slots, so that what was written once is handed on; if not, against those that
             are overwritten.
-        gate_bias: the gate's at the start.
+        gate_bias: the gate's at the start. At −1 a slot keeps three quarters of its partner; at +1 a model learns to hand values
+            on several times more slowly.
 
     Raises:
         ValueError: the heads don't divide the width, or the writers the slots.
@@ -122,7 +123,7 @@ class FifoBank(nn.Module):
         writers: int = 1,
         pool: Callable[[int, int], nn.Module] = AttentionPool,
         chained: bool = True,
-        gate_bias: float = 1.0,
+        gate_bias: float = -1.0,
     ) -> None:
         super().__init__()
         if width % heads:

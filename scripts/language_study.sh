@@ -39,6 +39,7 @@ passkey() { # a value told in the first two of eight chunks, asked for at the en
 	for seed in 0 1 2; do
 		echo "passkey memory-$seed $eight $passkey_lengths"
 		echo "passkey without-$seed $eight model=lm_ci_xl $passkey_lengths"
+		echo "passkey open_gate-$seed $eight model.bank.gate_bias=1 $passkey_lengths"
 		echo "passkey k1-$seed $eight task.backward_chunks=1 $passkey_lengths"
 		echo "passkey scalar-$seed $eight model.fusion._target_=models.fusion.ScalarFusion $passkey_lengths"
 		echo "passkey token-$seed $eight model.fusion._target_=models.fusion.TokenFusion $passkey_lengths"
@@ -69,7 +70,7 @@ recall() { # eight pairs told in one chunk, asked for in the seven after it
 }
 
 bytes() { # the best that half an hour makes
-	echo "bytes wide-0 model=lm_tiny model.width=192 model.heads=6 model.hidden=768 epochs=2"
+	echo "bytes wide-0 model=lm_tiny model.width=192 model.heads=6 model.hidden=768 model.bank.gate_bias=1 epochs=2"
 }
 
 for study in "${@:2}"; do ${study//:/ }; done | xargs -P 2 -L 1 bash -c 'one "$@"' one

@@ -254,7 +254,7 @@ def test_a_new_model_is_as_uncertain_as_it_can_be():
     losses = torch.nn.functional.cross_entropy(made(text())[0].flatten(0, 1), text().flatten())
     assert abs(losses.item() - math.log(20)) < 0.1
     for block in made.blocks:
-        assert torch.equal(block.bank.gate.bias, torch.ones(32))
+        assert torch.equal(block.bank.gate.bias, -torch.ones(32))
 
 
 @pytest.mark.parametrize(
