@@ -50,9 +50,10 @@ def multiples(base: int, *by: int) -> str:
 
 
 def register_resolvers() -> None:
-    """`${extension:…}`, `${multiples:base,1,2,…}`, `${papers_resolutions:…}`, `${patches:size,patch}` and `${sides:size}`."""
+    """`${extension:…}`, `${longest:…}`, `${multiples:base,1,2,…}`, `${papers_resolutions:…}`, `${patches:…}`, `${sides:…}`."""
     OmegaConf.register_new_resolver("papers_resolutions", papers_resolutions, replace=True)
     OmegaConf.register_new_resolver("extension", extension, replace=True)
+    OmegaConf.register_new_resolver("longest", _longest, replace=True)
     OmegaConf.register_new_resolver("multiples", multiples, replace=True)
     OmegaConf.register_new_resolver("sides", sides, replace=True)
     OmegaConf.register_new_resolver("patches", lambda size, patch: _longest(size) // int(patch), replace=True)
