@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 export OMP_NUM_THREADS = 1
 
-.PHONY: demo demo-driving test test-slow lint bench oracle clean
+.PHONY: demo demo-driving demo-language test test-slow lint bench oracle clean
 
 demo: $(VENV)/train.stamp
 	bash scripts/demo.sh $(BIN)/python
@@ -17,6 +17,10 @@ demo-driving: $(VENV)/train.stamp
 	$(BIN)/python train.py task=trajectory threads=1 hydra.run.dir=outputs/demo-driving
 	$(BIN)/python evaluate.py task=trajectory ckpt=outputs/demo-driving/last.ckpt threads=1 \
 		hydra.run.dir=outputs/demo-driving/evaluate results=outputs/demo-driving/results.csv
+
+# a byte model with a memory, trained on plays; then text in longer windows and hidden numbers, a core each
+demo-language: $(VENV)/train.stamp
+	bash scripts/demo_language.sh $(BIN)/python
 
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
@@ -35,6 +39,7 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/python -m bench.data --json outputs/bench/data.json
 	$(BIN)/python -m bench.agents --json outputs/bench/agents.json
 	$(BIN)/python -m bench.sim_agents --json outputs/bench/sim_agents.json
+	$(BIN)/python -m bench.language --json outputs/bench/language.json
 
 $(VENV)/python.stamp:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -29,8 +29,9 @@ def run(cfg: DictConfig) -> None:
         raise ValueError(f"split={cfg.split}: choose test or val")
     columns = OmegaConf.to_container(cfg.evaluation.columns, resolve=True)
     assert isinstance(columns, dict)
-    if cfg.model.get("rotary", True) is None and columns.get("scaling") != "identity":
-        print(f"{cfg.label} has no rotary to scale: {columns.get('scaling')} is left out")
+    why_not = _unscaled(cfg)
+    if why_not is not None and columns.get("scaling") != "identity":
+        print(f"{cfg.label} {why_not}: {columns.get('scaling')} is left out")
         return
     prepare(cfg)
     pl.seed_everything(cfg.seed, workers=True)
@@ -49,6 +50,15 @@ def run(cfg: DictConfig) -> None:
             append_row(cfg.results, row)
         if rows:
             print_point(rows)
+
+
+def _unscaled(cfg: DictConfig) -> str | None:
+    """Why scalings are nothing for this model, if they are nothing."""
+    if cfg.model.get("rotary", True) is None:
+        return "has no rotary to scale"
+    if cfg.evaluation.get("scaled_with", True) is None:
+        return "turns no further in a longer context, so nothing is scaled"
+    return None
 
 
 main = hydra.main(version_base="1.3", config_path=str(Path(__file__).parent / "configs"), config_name="evaluate")(run)

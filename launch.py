@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tasks.record import recorded
 
+# sweeps that bring their own data, where that of the checkpoint doesn't have what they ask for
+_OWN_DATA: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
+    "agents": lambda data: True,
+    "needle": lambda data: "family" not in data,  # text asks nothing
+}
 _EXPECTED = (ValueError, OSError, FloatingPointError, InstantiationException, OmegaConfBaseException)
 
 
@@ -111,17 +116,22 @@ def with_overrides_of_checkpoint(arguments: list[str], swept: Sequence[str] = ("
     runs = sorted(Path(path).glob("*/last.ckpt")) if Path(path).is_dir() else []
     of_training = ["ckpt", "resume", "fused_attention", "trainer", "callbacks", "loggers", "hydra"]
     of_training += swept if runs else []
-    of_training += ["datamodule"] if given.get("sweep") == "agents" else []  # that sweep brings its own scenes
     try:
-        overrides: list[str] = recorded(runs[0] if runs else path)["overrides"]
+        run = recorded(runs[0] if runs else path)
     except (ValueError, OSError):
         return
+    overrides: list[str] = run["overrides"]
+    config: Mapping[str, Any] = run.get("config", {})
+    brings_data = _OWN_DATA.get(given.get("sweep", ""), lambda data: False)
+    of_training += ["datamodule", "tokens@datamodule"] if brings_data(config.get("datamodule", {})) else []
     kept = [
         override
         for override in overrides
         if (key := override.lstrip("+~").split("=", 1)[0]) not in given
         and key.split(".")[0] not in (*of_training, *given)  # a group chosen anew has other keys
     ]
+    if "trained_context" in config and "trained_context" not in given:  # other data would tell another
+        kept.append(f"trained_context={config['trained_context']}")
     arguments[1:1] = kept
 
 

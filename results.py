@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 Row = Mapping[str, str]
+LONG = 12  # more columns than this make no line
 
 
 def read_rows(path: str | Path) -> list[dict[str, str]]:
@@ -65,13 +66,13 @@ def rows_of(metrics: Mapping[str, float], column: str = "policy") -> list[dict[s
 
 
 def print_point(rows: Sequence[Mapping[str, Any]]) -> None:
-    """One row as a line; several, which share their point, as a table with a column a row."""
-    if len(rows) == 1:
+    """One row as a line; a long one, or several that share their point, as a table with a column a row."""
+    if len(rows) == 1 and len(rows[0]) <= LONG:
         print("  ".join(f"{key}={value}" for key, value in rows[0].items()))
         return
     keys = list(dict.fromkeys(key for row in rows for key in row))
-    shared = [key for key in keys if len({str(row.get(key, "")) for row in rows}) == 1]
-    table = Table(title="  ".join(f"{key}={rows[0][key]}" for key in shared if key in rows[0]))
+    shared = [key for key in keys if len(rows) > 1 and len({str(row.get(key, "")) for row in rows}) == 1]
+    table = Table(title="  ".join(f"{key}={rows[0][key]}" for key in shared if key in rows[0]) or None)
     first, *others = [key for key in keys if key not in shared]
     for column in (first, *(str(row.get(first, "")) or "all" for row in rows)):
         table.add_column(column, justify="left" if column == first else "right")

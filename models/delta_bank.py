@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, softplus
+from torch.nn.functional import linear, logsigmoid
 
 from models.stream import Span
 
@@ -112,7 +112,7 @@ class DeltaBank(nn.Module):
         strength = (linear(x, self.write_gate.weight.to(x.dtype)) + self.write_gate_bias.to(x.dtype)).sigmoid()
         if self.decay_gate is None:
             return strength, torch.zeros_like(strength)
-        return strength, -softplus(linear(x, self.decay_gate.weight.to(x.dtype)) + self.decay_gate_bias.to(x.dtype))
+        return strength, logsigmoid(-linear(x, self.decay_gate.weight.to(x.dtype)) - self.decay_gate_bias.to(x.dtype))
 
 
 def delta_reference(

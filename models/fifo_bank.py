@@ -23,7 +23,7 @@ class FifoState(NamedTuple):
         writes: (b,) int64 chunks written since the bank was cleared; group writes mod g is overwritten next.
         peak: (b, r) float32 the largest logit so far, −∞ before the first.
         mass: (b, r) float32 sum of exp(logit − peak).
-        sums: (b, r, c) float32 sum of exp(logit − peak) · value.
+        sums: (b, r, c) float32 sum of exp(logit − peak) · token.
     """
 
     memory: Tensor
@@ -43,20 +43,17 @@ def gated(partner: Tensor, candidate: Tensor, gate: Tensor) -> Tensor:
     return torch.lerp(partner, candidate, gate)
 
 
-def recall(logits: Tensor, null: Tensor, values: Tensor, valid: Tensor) -> Tensor:
-    """Softmax over slots beside a null slot, whose value is zero: with no valid slot the answer is exactly zero.
+def recall(logits: Tensor, null: Tensor) -> Tensor:
+    """Softmax over slots beside a null slot, which takes a share too: where no slot is written the shares are exactly zero.
 
     Args:
-        logits: (*b, h, t, m) of the slots.
-        null: (*b, h, t) of the null slot.
-        values: (*b, h|1, m, d).
-        valid: (*b, t, m) bool.
+        logits: (*b, m) of the slots, −∞ for one that isn't written.
+        null: (*b,) of the null slot.
 
     Returns:
-        (*b, h, t, d).
+        Shares of the slots, (*b, m).
     """
-    logits = logits.masked_fill(~valid[..., None, :, :], -math.inf)
-    return torch.cat((null[..., None], logits), -1).softmax(-1)[..., 1:] @ values
+    return torch.cat((null[..., None], logits), -1).softmax(-1)[..., 1:]
 
 
 class AttentionPool(nn.Module):
@@ -74,11 +71,13 @@ class AttentionPool(nn.Module):
         self.value = nn.Linear(width, width, bias=False)
         nn.init.normal_(self.query, std=0.02)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(…, t, c) → logits (…, r, t) and values (…, t, c), both float32."""
-        keys, values = self.key(x).float(), self.value(x).float()
-        with torch.autocast(x.device.type, enabled=False):
-            return self.query.float() @ keys.mT * keys.shape[-1] ** -0.5, values
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, t, c) float32 → logits (…, r, t): of r queries, fewer than tokens, so that those are projected."""
+        return (self.query.float() @ self.key.weight.float() * x.shape[-1] ** -0.5) @ x.mT
+
+    def summary(self, x: Tensor) -> Tensor:
+        """Values of what was pooled, (…, r, c) float32, which is what pooling the values gives."""
+        return functional.linear(x, self.value.weight.float())
 
 
 class MeanPool(nn.Module):
@@ -88,10 +87,13 @@ class MeanPool(nn.Module):
         super().__init__()
         self.writers = writers
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(…, t, c) → logits (…, r, t), all zero, and values (…, t, c), both float32."""
-        logits = torch.zeros(*x.shape[:-2], self.writers, x.shape[-2], device=x.device)
-        return logits, x.float()
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, t, c) float32 → logits (…, r, t), all zero."""
+        return x.new_zeros(*x.shape[:-2], self.writers, x.shape[-2])
+
+    def summary(self, x: Tensor) -> Tensor:
+        """The mean itself."""
+        return x
 
 
 class FifoBank(nn.Module):
@@ -169,52 +171,57 @@ class FifoBank(nn.Module):
         return self._read(x, memories, writes, span.recalls), following
 
     def _read(self, x: Tensor, memories: Tensor, writes: Tensor, recalls: Tensor) -> Tensor:
-        queries = self.query(x).float().unflatten(-1, (self.heads, -1)).transpose(-2, -3)  # (b, k, h, t, d)
+        queries = self.query(x).float().unflatten(-1, (self.heads, -1))  # (b, k, t, h, d)
         queries = queries * queries.shape[-1] ** -0.5
         with torch.autocast(x.device.type, enabled=False):
             weight, bias = self.norm.weight.float(), self.norm.bias.float()
             slots = functional.layer_norm(memories.flatten(2, 3), (self.width,), weight, bias)  # (b, k, m, c)
-            age_bias = self.age_bias.float()[:, ages(writes, self.groups)].movedim(0, -2)  # (b, k, h, g)
-            written = torch.arange(self.groups, device=x.device) < writes[..., None]  # (b, k, g)
-            valid = written[..., None, :] & recalls[..., None]  # (b, k, t, g)
-            age_bias, valid = (part.repeat_interleave(self.writers, -1) for part in (age_bias, valid))
-            null = (queries * self.null.float()[:, None]).sum(-1)
+            bias = self.age_bias.float()[:, ages(writes, self.groups)].movedim(0, -2)  # (b, k, h, g)
+            empty = torch.arange(self.groups, device=x.device) >= writes[..., None, None]
+            bias = bias.masked_fill(empty, -math.inf).repeat_interleave(self.writers, -1)
+            null = (queries * self.null.float()).sum(-1)
             attend = self._by_queries if 2 * x.shape[-2] <= slots.shape[-2] else self._by_slots
-            return attend(queries, slots, age_bias[..., None, :], null, valid).transpose(-2, -3)
+            return attend(queries, slots, bias, null) * recalls[..., None, None]
 
-    def _by_slots(self, queries: Tensor, slots: Tensor, bias: Tensor, null: Tensor, valid: Tensor) -> Tensor:
+    def _by_slots(self, queries: Tensor, slots: Tensor, bias: Tensor, null: Tensor) -> Tensor:
         """Project the slots to keys and values."""
         projected = functional.linear(slots, self.key_value.weight.float())
-        keys, values = projected.unflatten(-1, (2, self.heads, -1)).movedim(-3, 0).transpose(-2, -3)
-        return recall(queries @ keys.mT + bias, null, values, valid)
+        keys, values = projected.unflatten(-1, (2, self.heads, -1)).movedim(-3, 0).transpose(-2, -3)  # (b, k, h, m, d)
+        logits = queries.transpose(-2, -3) @ keys.mT + bias[..., None, :]  # (b, k, h, t, m)
+        return (recall(logits, null.mT) @ values).transpose(-2, -3)
 
-    def _by_queries(self, queries: Tensor, slots: Tensor, bias: Tensor, null: Tensor, valid: Tensor) -> Tensor:
+    def _by_queries(self, queries: Tensor, slots: Tensor, bias: Tensor, null: Tensor) -> Tensor:
         """The same where queries are fewer than slots: project those, and what they have read, instead."""
         of_key, of_value = self.key_value.weight.float().unflatten(0, (2, self.heads, -1))  # (h, d, c) each
-        logits = (queries @ of_key) @ slots[:, :, None].mT + bias
-        return recall(logits, null, slots[:, :, None], valid) @ of_value.mT
+        queries, shape = queries.flatten(0, 2), queries.shape[:-1]
+        asked = (queries.transpose(0, 1) @ of_key).transpose(0, 1).reshape(*shape, -1)  # (b, k, t, h, c)
+        logits = (asked.flatten(2, 3) @ slots.mT).unflatten(2, shape[2:]) + bias[:, :, None]  # (b, k, t, h, m)
+        read = (recall(logits, null).flatten(2, 3) @ slots).reshape(-1, self.heads, self.width)
+        return (read.transpose(0, 1) @ of_value.mT).transpose(0, 1).unflatten(0, shape[:-1])
 
     def _pooled(self, x: Tensor, state: FifoState, span: Span) -> tuple[Tensor, Tensor, Tensor]:
         """Peak and mass (b, k, r) and sums (b, k, r, c) of the chunks so far."""
-        logits, values = self.pool(x)
         with torch.autocast(x.device.type, enabled=False):
+            x = x.float()
+            logits = self.pool(x)
             logits = logits.masked_fill(~span.pooled[:, :, None], -math.inf)
             highest = logits.detach().amax(-1)  # finite: a span's last token is always pooled
             if x.shape[1] > 1:  # whole chunks, of which nothing was read before
                 weights = (logits - highest[..., None]).exp()
-                return highest, weights.sum(-1), weights @ values
+                return highest, weights.sum(-1), weights @ x
             before = state.peak.masked_fill(span.restarts[:, None], -math.inf)[:, None]
             peak = torch.maximum(before, highest)
             weights, kept = (logits - peak[..., None]).exp(), (before - peak).exp()
             mass = state.mass[:, None] * kept + weights.sum(-1)
-            return peak, mass, state.sums[:, None] * kept[..., None] + weights @ values
+            return peak, mass, state.sums[:, None] * kept[..., None] + weights @ x
 
-    def _written(self, state: FifoState, summaries: Tensor, span: Span) -> tuple[Tensor, Tensor, FifoState]:
-        """The memories and counts before each of k chunks, (b, k, …), and the state after the last."""
+    def _written(self, state: FifoState, tokens: Tensor, span: Span) -> tuple[Tensor, Tensor, FifoState]:
+        """Of pooled tokens (b, k, r, c), the memories and counts before each chunk, (b, k, …), and the state at the end."""
         memory, writes = state.memory, state.writes
         row, slot = torch.arange(len(writes), device=writes.device), torch.arange(self.groups, device=writes.device)
         memories, counts = [], []
-        with torch.autocast(summaries.device.type, enabled=False):
+        with torch.autocast(tokens.device.type, enabled=False):
+            summaries = self.pool.summary(tokens)
             weight, bias = self.candidate.weight.float(), self.candidate.bias.float()
             candidates = functional.linear(summaries, weight, bias).tanh()  # (b, k, r, c)
             of_summary, of_partner = self.gate.weight.float().chunk(2, dim=1)

@@ -17,11 +17,11 @@ from rotary import Rotary
 
 
 class LayerState(NamedTuple):
-    """What a layer keeps between calls. Keys are kept unturned, for their place within two chunks changes.
+    """What a layer keeps between calls, c tokens a chunk. Keys are kept turned, by their place in the chunk under way.
 
     Attributes:
-        carried_keys, carried_values: (b, h, p, d) of the chunk before; p is 0 or c.
-        keys, values: (b, h, i, d) of the chunk so far.
+        carried_keys, carried_values: (b, h, p, d) of the chunk before, in places −c … −1; p is 0 or c.
+        keys, values: (b, h, i, d) of the chunk so far, in places 0 … i − 1.
         bank: the bank's own state, or None.
     """
 
@@ -65,7 +65,7 @@ class MemoryBlock(nn.Module):
         self.heads, self.head_dim, self.chunk, self.carry, self.attend = heads, width // heads, chunk, carry, attend
         self.norm = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.turn = Turn(rotary)
+        self.turn = Turn(rotary, length=(2 if carry else 1) * chunk)
         self.bank: Any = bank
         self.fusion = fusion(width, heads, 1 + near + (bank is not None))
         self.out = nn.Linear(width, width)
@@ -90,12 +90,16 @@ class MemoryBlock(nn.Module):
         )  # (b, k, h, t, d)
         weights = self.fusion(normed)  # (b|1, k|1, t|1, h|1, p)
 
-        all_keys = _reachable(keys, state.carried_keys, state.keys).flatten(0, 1)
-        all_values = _reachable(values, state.carried_values, state.values).flatten(0, 1)
-        turned, turned_keys = self.turn(queries.flatten(0, 1), all_keys, span.query_position, span.key_position, phases)
+        turned, keys = self.turn(queries.flatten(0, 1), keys.flatten(0, 1), span.position, span.position, phases)
+        keys, values = _after(state.keys, keys.unflatten(0, x.shape[:2])), _after(state.values, values)
+        behind = (
+            self.turn.moved(keys, -self.chunk) if self.carry and span.commits else keys
+        )  # where the next chunk sees them
+        all_keys = self._reachable(state.carried_keys, behind, keys)
+        all_values = self._reachable(state.carried_values, values, values)
         over = weights.expand(*x.shape[:2], *weights.shape[2:]).flatten(0, 1).transpose(1, 2)  # (n, h|1, t|1, p)
         scale = self.turn.logit_gain * self.head_dim**-0.5
-        mixed = self.attend(turned, turned_keys, all_values, span.seen, span.near, over, scale)
+        mixed = self.attend(turned, all_keys, all_values, span.seen, span.near, over, scale)
         mixed = mixed.unflatten(0, x.shape[:2]).transpose(-2, -3)  # (b, k, t, h, d)
 
         bank = state.bank
@@ -103,22 +107,24 @@ class MemoryBlock(nn.Module):
             read, bank = self.bank(normed, bank, span)
             mixed = mixed + (read * weights[..., -1:]).to(mixed.dtype)
         x = x + self.out(mixed.flatten(-2))
-        return x + self.feed(self.feed_norm(x)), self._following(state, keys, values, bank, span)
+        return x + self.feed(self.feed_norm(x)), self._following(state, behind, values, bank, span)
+
+    def _reachable(self, carried: Tensor, behind: Tensor, own: Tensor) -> list[Tensor]:
+        """What k chunks (b, k, h, s, d) can see, in parts (n, h, s, d): the chunk before each, and each so far."""
+        if not self.carry:
+            return [own.flatten(0, 1)]
+        before = carried[:, None] if own.shape[1] == 1 else torch.cat((carried[:, None], behind[:, :-1]), 1)
+        return [before.flatten(0, 1), own.flatten(0, 1)]
 
     def _following(self, state: LayerState, keys: Tensor, values: Tensor, bank: Any, span: Span) -> LayerState:
-        whole = keys.shape[1] > 1
-        keys = keys[:, -1] if whole else torch.cat((state.keys, keys[:, 0]), -2)
-        values = values[:, -1] if whole else torch.cat((state.values, values[:, 0]), -2)
         if not span.commits:
-            return LayerState(state.carried_keys, state.carried_values, keys, values, bank)
-        carried = (keys, values) if self.carry else (state.carried_keys, state.carried_values)
+            return LayerState(state.carried_keys, state.carried_values, keys[:, -1], values[:, -1], bank)
+        carried = state.carried_keys, state.carried_values
+        if self.carry:
+            carried = keys[:, -1].clone(), values[:, -1].clone()  # a view would keep the whole span in memory
         return LayerState(*carried, state.keys[..., :0, :], state.values[..., :0, :], bank)
 
 
-def _reachable(new: Tensor, carried: Tensor, current: Tensor) -> Tensor:
-    """What k chunks of (b, k, h, t, d) can reach: the chunk before, this one so far, themselves: (b, k, h, s, d)."""
-    if new.shape[1] == 1:
-        return torch.cat((carried[:, None], current[:, None], new), -2)
-    if not carried.shape[-2]:
-        return new
-    return torch.cat((torch.cat((carried[:, None], new[:, :-1]), 1), new), -2)
+def _after(begun: Tensor, new: Tensor) -> Tensor:
+    """The tokens (b, h, i, d) of a chunk so far and new ones (b, 1, h, t, d), or whole chunks (b, k, h, t, d) alone."""
+    return torch.cat((begun[:, None], new), -2) if begun.shape[-2] else new

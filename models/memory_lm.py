@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -111,6 +111,7 @@ class MemoryLM(nn.Module):
         if tied:
             self.head.weight = self.embed.weight
         self.reset_parameters()
+        self._lasting_shapes = shapes(_lasting(self.initial(1, "meta")))
 
     def reset_parameters(self) -> None:
         """As `models.initial_weights`, and the gates as they say themselves."""
@@ -145,7 +146,8 @@ class MemoryLM(nn.Module):
     def initial(self, rows: int, device: torch.device | str | None = None) -> State:
         """The state before the first token of `rows` streams."""
         device = self.embed.weight.device if device is None else device
-        layers = tuple(block.initial(rows, device) for block in self.blocks)
+        blocks: list[Any] = list(self.blocks)
+        layers = tuple(block.initial(rows, device) for block in blocks)
         return State(begin(rows, self.chunk, self.carry, device), layers)
 
     def forward(self, tokens: Tensor, state: State | None = None, *, reads: bool = True) -> tuple[Tensor, State]:
@@ -183,7 +185,7 @@ class MemoryLM(nn.Module):
         span, stream = advance(state.stream, starts, self.chunk, window=self.window, blocks=self.in_blocks, reads=reads)
         x = self.embed(tokens).unflatten(1, (*span.continues.shape[1:], -1))  # (b, k, t, c)
         first: Any = self.blocks[0]
-        phases = first.turn.phases(span.query_position, span.key_position)  # all layers share the rotary
+        phases = first.turn.phases(span.position, span.position)  # all layers share the rotary
         layers = []
         for block, layer in zip(self.blocks, state.layers, strict=True):
             if self.checkpoint and self.training:
@@ -199,16 +201,18 @@ class MemoryLM(nn.Module):
         if not tokens.is_cuda and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.vocabulary:
             worst = int(tokens.max()) if int(tokens.max()) >= self.vocabulary else int(tokens.min())
             raise ValueError(f"token {worst} is outside the vocabulary of {self.vocabulary}")
-        stream, begun = state.stream, state.stream.current.shape[1]
-        lengths = {keys.shape[-2] for layer in state.layers for keys in (layer.keys, layer.values)}
-        unbegun = State(
-            stream._replace(current=stream.current[:, :0]),
-            tuple(
-                layer._replace(keys=layer.keys[..., :0, :], values=layer.values[..., :0, :]) for layer in state.layers
-            ),
-        )
-        given, wanted = shapes(unbegun), shapes(self.initial(len(tokens), "meta"))
-        if given != wanted or lengths - {begun} or begun >= self.chunk:
+        given, rows = shapes(_lasting(state)), len(tokens)
+        wanted = [(rows, *rest) for _, *rest in self._lasting_shapes]
+        begun, first = state.stream.current.shape[1], cast(MemoryBlock, self.blocks[0])
+        given += sorted({tuple(part.shape) for layer in state.layers for part in (layer.keys, layer.values)})
+        wanted.append((rows, first.heads, begun, first.head_dim))
+        if given != wanted or begun >= self.chunk:
             differing = [pair for pair in zip(given, wanted, strict=False) if pair[0] != pair[1]]
             found, right = differing[0] if differing else (f"{len(given)} tensors", f"{len(wanted)}")
             raise ValueError(f"the state belongs to another model or batch: it has {found} where {right} is needed")
+
+
+def _lasting(state: State) -> Any:
+    """What is there at any place within a chunk."""
+    layers = tuple(layer._replace(keys=None, values=None) for layer in state.layers)
+    return state.stream._replace(current=None), layers

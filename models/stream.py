@@ -31,8 +31,9 @@ class Span(NamedTuple):
 
     Attributes:
         seen: (b · k, 1, t, s) bool: keys that the full path sees.
-        near: the same, of the chunked path; None where there is none.
-        query_position, key_position: (t, 1) and (s, 1) int64 within the chunk before and this one, 0 … 2c − 1.
+        near: (b · k, 1, t, s') the same of the chunked path, of the last s' keys, the others being out of its reach; None
+            where there is no such path.
+        position: (t, 1) int64 of the new tokens within their chunk, 0 … c − 1.
         recalls: (b, k, t) bool: tokens of the document that the bank holds when their chunk begins.
         pooled: (b, k, t) bool: tokens that the writers pool, those of the last document so far in their chunk.
         restarts: (b,) bool: a document began in this span, so what the writers pooled of its chunk before is dropped.
@@ -43,8 +44,7 @@ class Span(NamedTuple):
 
     seen: Tensor
     near: Tensor | None
-    query_position: Tensor
-    key_position: Tensor
+    position: Tensor
     recalls: Tensor
     pooled: Tensor
     restarts: Tensor
@@ -87,15 +87,15 @@ def advance(
     keys = torch.cat((before.expand(-1, chunks, -1), own), -1)  # (b, k, s)
 
     carried = stream.carried.shape[1]
-    query = torch.arange(begun, begun + t, device=starts.device) + chunk
-    key = torch.arange(chunk - carried, chunk + begun + t, device=starts.device)
-    distance = query[:, None] - key
+    key = torch.arange(-carried, begun + t, device=starts.device)
+    query = key[-t:, None]
+    distance = query - key
     seen = (new[..., None] == keys[:, :, None, :]) & (distance >= 0)  # (b, k, t, s)
     near = None
     if window is not None:
-        same = (query - chunk)[:, None] // window == (key - chunk) // window  # carried keys lie in blocks below 0
-        close = same if blocks else distance < window
-        near = (seen & close).flatten(0, 1).unsqueeze(1)
+        close = query // window == key // window if blocks else distance < window  # carried keys lie in blocks below 0
+        within = min(len(key), t + window - 1)
+        near = (seen & close)[..., -within:].flatten(0, 1).unsqueeze(1)
 
     last = own[..., -1]  # (b, k)
     remembered = torch.cat((stream.remembered[:, None], last[:, :-1]), 1)
@@ -103,8 +103,7 @@ def advance(
     span = Span(
         seen=seen.flatten(0, 1).unsqueeze(1),
         near=near,
-        query_position=query[:, None],
-        key_position=key[:, None],
+        position=query,
         recalls=new == remembered[..., None],
         pooled=new == last[..., None],
         restarts=starts.any(1),

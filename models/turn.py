@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from rotary import Rotary, rotate, unit
@@ -12,11 +13,12 @@ class Turn(nn.Module):
 
     Args:
         rotary: frequencies and scaling; None for no positions (NoPE).
+        length: what a scaling that follows the length is told, where it is known beforehand; None to read it off the keys.
     """
 
-    def __init__(self, rotary: Rotary | None) -> None:
+    def __init__(self, rotary: Rotary | None, length: int | None = None) -> None:
         super().__init__()
-        self.rotary = rotary
+        self.rotary, self._length = rotary, length
 
     @property
     def logit_gain(self) -> float:
@@ -27,7 +29,9 @@ class Turn(nn.Module):
         """Phases of queries at positions (t, 1) and keys at (s, 1), for layers that share this rotary; None without one."""
         if self.rotary is None:
             return None
-        length = key_position.amax() + 1 if self.rotary.scaling.dynamic else None
+        length: Tensor | int | None = self._length
+        if self.rotary.scaling.dynamic and length is None:
+            length = key_position.amax() + 1
         query = unit(self.rotary(query_position, length))
         return query, query if key_position is query_position else unit(self.rotary(key_position, length))
 
@@ -45,3 +49,9 @@ class Turn(nn.Module):
         """
         phases = self.phases(query_position, key_position) if phases is None else phases
         return (queries, keys) if phases is None else (rotate(queries, phases[0]), rotate(keys, phases[1]))
+
+    def moved(self, keys: Tensor, by: int) -> Tensor:
+        """Turned keys (*b, h, s, d), turned on to where they stand when they are `by` tokens further on."""
+        if self.rotary is None:
+            return keys
+        return rotate(keys, unit(self.rotary(torch.full((1, 1), by, device=keys.device), self._length)))

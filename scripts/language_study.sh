@@ -26,7 +26,7 @@ export -f one
 text() { # held-out plays at equal parameters and tokens; $1 is the seed
 	local model
 	for model in memory: xl:_xl transformer:_transformer local:_local delta:_delta; do
-		echo "text ${model%:*}-$1 model=lm_tiny${model#*:} +trainer.limit_train_batches=300 +trainer.limit_val_batches=8"
+		echo "text ${model%:*}-$1 model=lm_tiny${model#*:} steps=300 +trainer.limit_val_batches=8"
 	done
 }
 

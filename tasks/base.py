@@ -113,6 +113,9 @@ class Task(pl.LightningModule, Generic[Batch]):
         if self.schedule is None:
             return optimizer
         steps = int(self.trainer.estimated_stepping_batches)
+        if self.trainer.ckpt_path is not None:
+            # counting made the loader before Lightning read where it stood; made again, it goes on from there
+            self.trainer.fit_loop._combined_loader = None
         scheduler = self.schedule(optimizer, epochs=self.trainer.max_epochs or 1, steps=steps)
         interval = "epoch" if self.schedule.by_epoch else "step"
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}

@@ -54,6 +54,7 @@ class FrequencyPictures(pl.Callback):
         self.sums: dict[str, Tensor] = {}  # layer: (h, d/2), contributions summed over what was seen
         self.frequencies: dict[str, Tensor] = {}  # layer: (h|1, d/2), as scaled in the latest call
         self._seen = 0
+        self._task: pl.LightningModule | None = None
         self._handles: list[RemovableHandle] = []
 
     def listen(self, model: nn.Module) -> None:
@@ -72,6 +73,8 @@ class FrequencyPictures(pl.Callback):
     def _hook(self, name: str, rotary: Rotary) -> Any:
         @torch.compiler.disable
         def hear(turn: Turn, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            if getattr(self._task, "aside", False):  # reads something again in another way
+                return
             order = ("queries", "keys", "query_position", "key_position")
             given = {**dict(zip(order, arguments, strict=False)), **named}
             self.hear(name, rotary, *(given[argument] for argument in order))
@@ -128,7 +131,7 @@ class FrequencyPictures(pl.Callback):
 
     def _start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.batches and trainer.is_global_zero and trainer.state.fn is not TrainerFn.FITTING:
-            model = pl_module.model
+            model, self._task = pl_module.model, pl_module
             self.listen(model if isinstance(model, nn.Module) else pl_module)
 
     def _batch_end(self) -> None:

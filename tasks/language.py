@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any, cast
+from itertools import pairwise
+from typing import Any, Protocol, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -30,6 +32,13 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     return functional.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none", ignore_index=IGNORED)
 
 
+class Decoder(Protocol):
+    """Tokens back to text."""
+
+    def decode(self, ids: np.ndarray) -> bytes:
+        """The bytes of ids (n,)."""
+
+
 class Language(Task[TokenBatch]):
     """Trains a language model that carries a state from batch to batch.
 
@@ -43,10 +52,15 @@ class Language(Task[TokenBatch]):
         gate_rate: how many times the common learning rate the model's `gate_parameters` take.
         problem: what asks for exact answers, if anything does; then shares of rows that are right are told, too.
         mutes: in a test, read everything a second time with the memory answering zero.
-        answers: where a problem has references, in a test, let the model write and look for them.
-        decode: tokens → text, for `answers`.
+        answers: turns tokens into text, and lets the model write its answers in a test, in which the references of a
+            problem are looked for; None leaves that out.
         others: of `Task`.
+
+    Raises:
+        ValueError: a gate_rate without a schedule, or backward_chunks that the model can't have.
     """
+
+    aside = False  # while a test reads something again in another way, for callbacks that watch the model
 
     def __init__(
         self,
@@ -56,19 +70,19 @@ class Language(Task[TokenBatch]):
         gate_rate: float = 10.0,
         problem: str | None = None,
         mutes: bool = True,
-        answers: bool = False,
-        decode: Any = None,
+        answers: Decoder | None = None,
         **others: Any,
     ) -> None:
         super().__init__(model, *args, **others)
-        if gate_rate != 1 and self.schedule is None:
+        gates: set[str] = getattr(model, "gate_parameters", set)()
+        if gates and gate_rate != 1 and self.schedule is None:
             raise ValueError("task.gate_rate acts through the schedule: set task.schedule, or gate_rate=1")
         if backward_chunks is not None and (backward_chunks < 1 or not hasattr(model, "chunk")):
             raise ValueError(
                 f"task.backward_chunks={backward_chunks} needs a number of chunks, and a model that has them"
             )
         self.backward_chunks, self.gate_rate, self.problem = backward_chunks, gate_rate, problem
-        self.mutes, self.answers, self.decode = mutes, answers, decode
+        self.mutes, self.answers = mutes, answers
         self._states: dict[str, Any] = {}
         self.bits, self.muted_bits = BitsPerByte(), BitsPerByte()
         self.recall, self.contained = Recall(), MeanMetric()
@@ -94,6 +108,14 @@ class Language(Task[TokenBatch]):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
+        streams = getattr(self.model, "streams", True)
+        if streams and self.trainer.accumulate_grad_batches != 1:
+            raise ValueError(
+                "trainer.accumulate_grad_batches must be 1: batches follow each other in the text, so that the state "
+                "would move within a step; raise datamodule.batch_size instead"
+            )
+        if self.global_rank != 0:
+            return
         for rotary in self.model.rotaries():  # type: ignore[operator]
             warning = advice(rotary, cast(int, self.model.reach))
             if warning is not None:
@@ -101,6 +123,16 @@ class Language(Task[TokenBatch]):
 
     def on_train_epoch_start(self) -> None:
         self._states.pop("train", None)
+
+    def on_train_batch_start(self, batch: TokenBatch, index: int) -> None:
+        chunk = getattr(self.model, "chunk", None)
+        if index == 0 and self.current_epoch == 0 and self.shares and batch.tokens.shape[1] <= cast(int, chunk):
+            warnings.warn(
+                f"a training step of {batch.tokens.shape[1]} tokens is no longer than a chunk of {chunk}: what the memory "
+                "writes is read by later chunks alone, so its writers learn nothing; raise chunks, or the problem's "
+                "datamodule.length, or choose a model of smaller chunks",
+                stacklevel=1,
+            )
 
     def on_validation_epoch_start(self) -> None:
         self._states.pop("val", None)
@@ -119,24 +151,32 @@ class Language(Task[TokenBatch]):
     def read(self, batch: TokenBatch, stream: str, *, reads: bool = True) -> tuple[Tensor, Any]:
         """Logits (b, t, v) of a batch, read on from where `stream` stands, and the state it was read from.
 
+        Where nothing was read yet, as in a run that is resumed inside an epoch, rows that go on begin with an empty state.
+
         Raises:
-            ValueError: some rows begin anew and others go on, or rows go on that never began.
+            ValueError: some rows begin anew and others go on.
         """
         begins = bool(batch.fresh.all())
         if not begins and bool(batch.fresh.any()):
             raise ValueError("a batch mixes rows that begin anew with rows that go on")
-        if stream == "train" and not getattr(self.model, "streams", True):
-            begins = True
         before = None if begins else self._states.get(stream)
-        cut = self.backward_chunks if stream == "train" else None
-        pieces = batch.tokens.split(batch.tokens.shape[1] if cut is None else cut * cast(int, self.model.chunk), dim=1)
         logits, state = [], before
-        for piece in pieces:
+        for piece in batch.tokens.split(self._pieces(batch.tokens.shape[1], before, stream), dim=1):
             told, state = self.model(piece, state, reads=reads)
             logits.append(told)
             state = detach(state)
-        self._states[stream] = state
+        if stream != "train" or getattr(self.model, "streams", True):
+            self._states[stream] = state
         return torch.cat(logits, 1), before
+
+    def _pieces(self, tokens: int, before: Any, stream: str) -> list[int]:
+        """Tokens between which training detaches the state: K chunks each, the one under way included."""
+        if self.backward_chunks is None or stream != "train":
+            return [tokens]
+        chunk = cast(int, self.model.chunk)
+        begun = 0 if before is None else before.stream.current.shape[1]
+        ends = range(self.backward_chunks * chunk - begun, tokens, self.backward_chunks * chunk)
+        return [end - start for start, end in pairwise((0, *ends, tokens))]
 
     def loss(self, batch: TokenBatch) -> Mapping[str, Tensor]:
         logits, _ = self.read(batch, "train")
@@ -154,7 +194,6 @@ class Language(Task[TokenBatch]):
         self.bits.update(losses, batch.targets, batch.bytes)
         if self.problem is not None:
             self.recall.update(logits.argmax(-1), batch.targets, batch.depth)
-        mean = losses.sum() / (batch.targets != IGNORED).sum().clamp(min=1)
         if testing:
             self.by_position.update(losses, batch.targets, batch.position)
             chunk = getattr(self.model, "chunk", None)
@@ -162,24 +201,27 @@ class Language(Task[TokenBatch]):
                 begun = 0 if before is None else before.stream.current.shape[1]
                 places = (torch.arange(losses.shape[1], device=losses.device) + begun) % chunk
                 self.by_chunk.update(losses, batch.targets, places.expand_as(losses))
+            self.aside = True
             if self.mutes and self.shares:
                 muted, _ = self.read(batch, "muted", reads=False)
                 self.muted_bits.update(token_losses(muted, batch.targets), batch.targets, batch.bytes)
-            if self.answers and batch.references:
-                self._look_for_answers(batch, before)
-        return {"loss": mean}
+            if self.answers is not None and batch.references:
+                self._look_for_answers(batch, before, self.answers)
+            self.aside = False
+        return {}
 
     def _watch(self, fusion: Fusion, metric: Any) -> Any:
         return fusion.register_forward_hook(lambda module, inputs, output: metric.update(output[..., -1].mean()))
 
-    def _look_for_answers(self, batch: TokenBatch, before: Any) -> None:
+    def _look_for_answers(self, batch: TokenBatch, before: Any, decoder: Decoder) -> None:
         """Greedy continuation of every prompt, as long as the answers; the share of references in it."""
         asked = (batch.targets != IGNORED).any(0).nonzero().flatten()
         prompt, count = int(asked[0]) + 1, int(asked[-1] - asked[0]) + 1
         logits, state = self.model(batch.tokens[:, :prompt], before)
         written = torch.stack(list(generate(self.model, logits[:, -1], state, count, temperature=0.0)), 1)
-        for row, references in zip(written.tolist(), batch.references, strict=True):
-            self.contained.update(contained(self.decode(row).decode("utf-8", "replace"), references))
+        for row, references in zip(written.cpu().numpy(), batch.references, strict=True):
+            text = decoder.decode(row).decode("utf-8", "replace")
+            self.contained.update(contained(text, references))
 
     def _scores(self) -> dict[str, Any]:
         """What an epoch of measuring amounts to, beside the loss; the metrics begin anew."""
@@ -206,7 +248,8 @@ class Language(Task[TokenBatch]):
         return scores
 
     def on_validation_epoch_end(self) -> None:
-        self.log_dict({f"val/{name}": value for name, value in self._scores().items()}, sync_dist=False)
+        scores = {f"val/{name}": value for name, value in self._scores().items()}
+        self.log_dict(scores, prog_bar=True, sync_dist=False)
 
     def on_test_epoch_end(self) -> None:
         self.log_dict({f"test/{name}": value for name, value in self._scores().items()}, sync_dist=False)

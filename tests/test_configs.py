@@ -97,6 +97,28 @@ def test_driving_experiments_resolve_and_build(experiment, tokens):
     assert "Expected" in header(experiment)
 
 
+@pytest.mark.parametrize("experiment", experiments("lm"))
+def test_language_experiments_resolve_and_build(experiment):
+    files = [] if experiment == "lm_shakespeare" else ["datamodule.path=/data"]
+    cfg = composed(f"experiment={experiment}", *files, task="lm")
+    OmegaConf.to_container(cfg.trainer, resolve=True)
+    with torch.device("meta"):
+        task = instantiate(cfg.task)
+    instantiate(cfg.callbacks)
+    instantiate(cfg.datamodule)
+    assert cfg.task.optimizer.lr in {group["lr"] for group in task.make_optimizer(task.parameter_groups()).param_groups}
+    assert cfg.segment == 4 * task.model.chunk
+    assert cfg.trainer.limit_train_batches is None  # all of the text
+    beside = (
+        parameters(task.model) - 2 * task.model.embed.weight.numel()
+        if experiment == "lm_base"
+        else parameters(task.model)
+    )
+    assert re.search(r"([\d.]+) M parameters", header(experiment))[1] in (f"{beside / 1e6:.0f}", f"{beside / 1e6:.1f}")
+    assert "2507.00453" in header(experiment).replace("\n# ", " ")
+    assert "Expected" in header(experiment)
+
+
 def rates(cfg):
     """The learning rate of every epoch, and the one behind the last."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=cfg.task.optimizer.lr)
@@ -249,3 +271,11 @@ def test_targets_name_only_ours_lightnings_and_torchs_optimizers():
                 target = line.split("_target_:")[1].strip()
                 fine = target.split(".")[0] in allowed | {"pytorch_lightning"} or target.startswith("torch.optim.")
                 assert fine, f"{path.name}: {target}"
+
+
+@pytest.mark.parametrize("task", names("task"))
+def test_what_a_task_says_of_the_trainer_holds(task):
+    """A trainer's config comes after the task's, so a key of both would be the trainer's."""
+    said = yaml.safe_load((CONFIGS / "task" / f"{task}.yaml").read_text()).get("trainer", {})
+    common = set(said) & set(yaml.safe_load((CONFIGS / "trainer" / "default.yaml").read_text()))
+    assert not common

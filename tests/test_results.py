@@ -79,6 +79,16 @@ def test_metrics_become_a_row_a_policy(capsys):
     assert "still" in said
 
 
+def test_a_short_row_is_a_line_and_a_long_one_a_table(capsys):
+    print_point([{"model": "lm", "loss": 1.5}])
+    assert capsys.readouterr().out == "model=lm  loss=1.5\n"
+    places = {f"loss_at_{place}": place / 8 for place in range(20)}
+    print_point([{"model": "lm", **places}])
+    said = [line.strip(" │┃").split() for line in capsys.readouterr().out.splitlines()]
+    assert ["model", "┃", "lm"] in said
+    assert all([name, "│", str(value)] in said for name, value in places.items())
+
+
 def test_a_sweep_reports_means_over_checkpoints_beside_other_policies(tmp_path, capsys):
     path = tmp_path / "results.csv"
     for seed, loss in ((0, 1.0), (1, 2.0), (1, 3.0)):  # the second seed was evaluated twice: its last row counts

@@ -52,11 +52,10 @@ def test_ages(writes, expected):
 
 
 def test_one_valid_slot_shares_with_the_null_slot():
-    values = torch.tensor([[[2.0, 4.0], [9.0, 9.0]]])
-    logits, null = torch.zeros(1, 1, 2), torch.zeros(1, 1)
-    read = recall(logits, null, values, torch.tensor([[True, False]]))
-    torch.testing.assert_close(read, torch.tensor([[[1.0, 2.0]]]))
-    assert (recall(logits, null, values, torch.tensor([[False, False]])) == 0).all()
+    values = torch.tensor([[2.0, 4.0], [9.0, 9.0]])
+    read = recall(torch.tensor([[0.0, -torch.inf]]), torch.zeros(1)) @ values
+    torch.testing.assert_close(read, torch.tensor([[1.0, 2.0]]))
+    assert (recall(torch.full((1, 2), -torch.inf), torch.zeros(1)) == 0).all()
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 7])  # fewer than slots, or more
@@ -83,13 +82,12 @@ def test_pooling_is_one_softmax_over_the_chunk_whatever_the_pieces():
     made = FifoBank(width=8, heads=2, slots=4, writers=2)
     torch.nn.init.normal_(made.pool.query)
     x = torch.randn(3, 12, 8)
-    logits, values = made.pool(x)
-    expected = logits.softmax(-1) @ values
+    expected = made.pool(x).softmax(-1) @ made.pool.value(x)
     state, stream = made.initial(3), begin(3, 16, False)
     for piece in x.split([5, 1, 6], 1):
         span, stream = advance(stream, torch.zeros(3, piece.shape[1], dtype=torch.bool), 16, window=None, blocks=False)
         _, state = made(piece[:, None], state, span)
-    torch.testing.assert_close(state.sums / state.mass[..., None], expected)
+    torch.testing.assert_close(made.pool.summary(state.sums / state.mass[..., None]), expected)
 
 
 def test_writers_pool_the_last_document_alone():
@@ -126,9 +124,13 @@ def test_a_new_document_clears_the_bank():
 
 
 def test_mean_pool_is_the_mean():
-    logits, values = MeanPool(4, 3)(torch.randn(2, 5, 4))
-    torch.testing.assert_close(logits.softmax(-1) @ values, values.mean(1, keepdim=True).expand(-1, 3, -1))
-    assert AttentionPool(4, 3)(torch.randn(2, 5, 4))[0].shape == (2, 3, 5)
+    pool, x = MeanPool(4, 3), torch.randn(2, 5, 4)
+    torch.testing.assert_close(pool.summary(pool(x).softmax(-1) @ x), x.mean(1, keepdim=True).expand(-1, 3, -1))
+
+
+def test_attending_writers_are_queries_over_keys():
+    pool, x = AttentionPool(4, 3), torch.randn(2, 5, 4)
+    torch.testing.assert_close(pool(x), pool.query @ pool.key(x).mT / 2)
 
 
 def test_fusion_weights():

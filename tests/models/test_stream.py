@@ -24,21 +24,21 @@ def second_chunk(carry=True, blocks=False, window=2, starts=()):
 def test_full_and_sliding_masks():
     span = second_chunk()
     assert table(span.seen[0, 0]) == ["11111...", "111111..", "1111111.", "11111111"]
-    assert table(span.near[0, 0]) == ["...11...", "....11..", ".....11.", "......11"]
+    assert table(span.near[0, 0]) == ["11...", ".11..", "..11.", "...11"]  # of the last five keys
 
 
 def test_blocks_do_not_cross_the_border_of_a_chunk():
-    assert table(second_chunk(blocks=True).near[0, 0]) == ["....1...", "....11..", "......1.", "......11"]
+    assert table(second_chunk(blocks=True).near[0, 0]) == [".1...", ".11..", "...1.", "...11"]
     three = second_chunk(blocks=True, window=3).near[
         0, 0
     ]  # block borders lie at multiples of 3 from the chunk's own start
-    assert table(three) == ["....1...", "....11..", "....111.", ".......1"]
+    assert table(three) == ["..1...", "..11..", "..111.", ".....1"]
 
 
 def test_without_carry_a_chunk_stands_alone():
     span = second_chunk(carry=False)
     assert table(span.seen[0, 0]) == ["1...", "11..", "111.", "1111"]
-    assert span.key_position.flatten().tolist() == [4, 5, 6, 7]
+    assert span.position.flatten().tolist() == [0, 1, 2, 3]
 
 
 def test_the_first_chunk_has_nothing_carried():
@@ -50,20 +50,24 @@ def test_the_first_chunk_has_nothing_carried():
 def test_documents_divide_all_masks():
     span = second_chunk(starts=(2, 5))
     assert table(span.seen[0, 0]) == ["..111...", ".....1..", ".....11.", ".....111"]
-    assert table(span.near[0, 0]) == ["...11...", ".....1..", ".....11.", "......11"]
+    assert table(span.near[0, 0]) == ["11...", "..1..", "..11.", "...11"]
     assert span.pooled[0, 0].tolist() == [False, True, True, True]
     assert span.recalls[0, 0].tolist() == [True, False, False, False]
     assert span.continues.tolist() == [[False]]
 
 
 @pytest.mark.parametrize("window", [None, 3])
-def test_fused_is_shared_logits(window):
+@pytest.mark.parametrize("width", [8, 16])  # of a head: no more than a chunk's tokens, or more
+def test_fused_is_shared_logits(window, width):
+    """Also where keys and values come in parts."""
     span, _ = advance(begin(2, 8, True), torch.rand(2, 24) < 0.1, 8, window=window, blocks=False)
-    queries, keys, values = (torch.randn(6, 4, length, 16, requires_grad=True) for length in (8, 16, 16))
+    queries, keys, values = (torch.randn(6, 4, length, width, requires_grad=True) for length in (8, 16, 16))
     weights = torch.rand(6, 4, 1, 2, requires_grad=True)
     results = []
-    for attend in (shared_logits, fused):
-        out = attend(queries, keys, values, span.seen, span.near, weights, 0.3)
+    for attend, cuts in ((shared_logits, 16), (shared_logits, 5), (fused, 16), (fused, 5)):
+        parts = keys.split(cuts, -2), values.split(cuts, -2)
+        out = attend(queries, *parts, span.seen, span.near, weights, 0.3)
         results.append((out, *torch.autograd.grad(out.square().sum(), (queries, keys, values, weights))))
-    for plain, fast in zip(*results, strict=True):
-        torch.testing.assert_close(fast, plain, atol=1e-5, rtol=1e-5)
+    for found in results[1:]:
+        for plain, other in zip(results[0], found, strict=True):
+            torch.testing.assert_close(other, plain, atol=1e-5, rtol=1e-5)

@@ -217,6 +217,11 @@ def test_training_past_the_bound_of_the_base_warns_with_a_better_one():
     assert not any("base" in str(warning.message) for warning in caught)
 
 
+def test_steps_that_teach_the_memory_nothing_warn():
+    with pytest.warns(UserWarning, match="writers learn nothing"):
+        trainer(max_epochs=1).fit(made("model.chunk=64", "task.schedule.warmup=0"), Steps())
+
+
 @pytest.mark.slow
 def test_four_kilobytes_are_learned_by_heart():
     torch.manual_seed(0)
@@ -244,3 +249,98 @@ def test_baselines_have_equal_parameters(model):
             return sum(p.numel() for p in instantiate(composed(f"model={name}").model).parameters())
 
     assert abs(count(model) / count("lm_tiny") - 1) < 0.01
+
+
+@pytest.mark.parametrize(("chunks", "learns"), [(1, False), (2, True)])
+def test_gradients_go_back_over_whole_chunks_wherever_the_state_stands(chunks, learns):
+    """Batches of 40 tokens with chunks of 16, so that the second begins within a chunk."""
+    task = made(f"task.backward_chunks={chunks}")
+    expected = made()
+    expected.model.load_state_dict(task.model.state_dict())
+    torch.testing.assert_close(task.loss(batch(seed_tokens(0)))["loss"], expected.loss(batch(seed_tokens(0)))["loss"])
+    task.loss(batch(seed_tokens(1), fresh=False))["loss"].backward()
+    gradient = task.model.blocks[0].bank.candidate.weight.grad
+    assert (gradient is not None and gradient.abs().max().item() > 0) == learns
+
+
+def seed_tokens(seed):
+    return torch.randint(0, 256, (3, 40), generator=torch.Generator().manual_seed(seed))
+
+
+def test_what_the_task_cannot_do_is_refused():
+    with pytest.raises(InstantiationException, match="backward_chunks=0"):
+        made("task.backward_chunks=0")
+    with pytest.raises(InstantiationException, match="backward_chunks=2"):
+        made("model=lm_tiny_transformer", "task.backward_chunks=2")
+    made("model=lm_tiny_transformer", "task.schedule=null")  # no gates, so their rate needs no schedule
+    task = made("task.schedule.warmup=0")
+    with pytest.raises(ValueError, match="accumulate_grad_batches"):
+        trainer(max_epochs=1, accumulate_grad_batches=2).fit(task, Steps())
+
+
+def test_answers_are_looked_for_in_what_the_model_writes():
+    """A model that says 'y' whatever it reads finds every reference made of y, and no other."""
+
+    class SaysY(torch.nn.Module):
+        def forward(self, tokens, state=None, *, reads=True):
+            return torch.nn.functional.one_hot(torch.full_like(tokens, ord("y")), 257).float(), None
+
+    task = made("task.gate_rate=1", "++task.answers._target_=datamodules.tokens.Bytes", "++task.problem=some")
+    task.model = SaysY()
+    task.shares = torch.nn.ModuleList()
+    tokens = torch.randint(0, 256, (2, 30))
+    targets = torch.full_like(tokens, -100)
+    targets[:, 20:23] = ord("y")
+    asked = batch(tokens)._replace(targets=targets, references=(("yyy",), ("yyy", "z")))
+
+    class Data(pl.LightningDataModule):
+        def test_dataloader(self):
+            return torch.utils.data.DataLoader([asked], batch_size=None)
+
+    (scores,) = trainer().test(task, Data(), verbose=False)
+    assert scores["test/contained"] == pytest.approx(0.75)
+    assert scores["test/accuracy"] == 1
+
+
+@pytest.mark.slow
+def test_mixed_precision_learns_as_single_does():
+    losses = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        task = made()
+        optimizer = torch.optim.AdamW(task.model.parameters(), lr=2e-3)
+        text = (CONFIGS.parent / "LICENSE").read_bytes()[:8192]
+        tokens = torch.tensor(list(text)).view(8, 1024)
+        for step in range(50):
+            piece = tokens[:, 128 * (step % 8) : 128 * (step % 8 + 1)]
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                loss = task.loss(batch(piece, fresh=step % 8 == 0))["loss"]
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        losses.append(loss.item())
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+PASSKEY = [
+    "datamodule=chunk_passkey",
+    "datamodule.length=128",
+    "datamodule.batch_size=64",
+    "datamodule.steps=250",
+    "optimizer@task.optimizer=adamw",
+    "task.optimizer.lr=2e-3",
+    "task.optimizer.betas=[0.9,0.95]",
+    "task.weight_decay=0.01",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "least", "most"), [("lm_ci", 0.95, 1.0), ("lm_ci_xl", 0.0, 0.15)])
+def test_a_value_told_chunks_ago_is_known_with_a_memory_and_only_then(model, least, most):
+    """Eight chunks, a bank of four; attention reaches two. Chance is 1/16."""
+    cfg = composed(f"model={model}", *PASSKEY)
+    task, data = instantiate(cfg.task), instantiate(cfg.datamodule)
+    run = trainer(max_epochs=1)
+    run.fit(task, data)
+    (scores,) = run.test(task, data, verbose=False)
+    assert least <= scores["test/accuracy"] <= most
