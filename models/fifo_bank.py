@@ -109,8 +109,8 @@ class FifoBank(nn.Module):
         pool: makes the pooling from `width` and `writers`.
         chained: gate against the newest slots, so that what was written once is handed on; if not, against those that
             are overwritten.
-        gate_bias: the gate's at the start. At −1 a slot keeps three quarters of its partner; at +1 a model learns to hand values
-            on several times more slowly.
+        gate_bias: the gate's at the start. At −1 three quarters of the partner are kept; at +1 a model learns to hand
+            values on several times more slowly (docs/results/language.md).
 
     Raises:
         ValueError: the heads don't divide the width, or the writers the slots.

@@ -91,6 +91,8 @@ class MemoryLM(nn.Module):
         self.chunks_at_once, self.checkpoint = chunks_at_once, checkpoint
         self.embed = nn.Embedding(vocabulary, width)
         turn = None if rotary is None else rotary(head_dim=width // heads, heads=heads)
+        if turn is not None and turn.axes != 1:
+            raise ValueError(f"model: text has one axis, the rotary has {turn.axes}")
         self.blocks = nn.ModuleList(
             MemoryBlock(
                 width=width,
@@ -130,8 +132,8 @@ class MemoryLM(nn.Module):
         return [module for module in self.modules() if isinstance(module, Rotary)]
 
     def no_weight_decay(self) -> set[str]:
-        """Embeddings, and what isn't a matrix though it has two axes."""
-        spared = ("embed.weight", "head.weight", "fusion.logits", "null", "age_bias", "pool.query")
+        """Embeddings, learned frequencies, and what isn't a matrix though it has two axes."""
+        spared = ("embed.weight", "head.weight", "rotary.frequencies", "fusion.logits", "null", "age_bias", "pool.query")
         return {name for name, _ in self.named_parameters() if name.endswith(spared)}
 
     def gate_parameters(self) -> set[str]:

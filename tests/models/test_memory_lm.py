@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from language_cases import BOS, FIFO, VARIANTS, model, read_in_pieces, text
+from language_cases import BOS, FIFO, ROTARY, VARIANTS, model, read_in_pieces, text
 
 from models.memory_lm import MemoryLM
 from models.states import detach, leaves, nbytes
@@ -235,11 +235,11 @@ def test_a_training_step_compiles_whole(variant):
 
 
 def test_sparing_and_gates_are_named():
-    made = model()
+    made = model(rotary=lambda **sizes: ROTARY(**sizes, learnable=True))
     names = dict(made.named_parameters())
     spared, gates = made.no_weight_decay(), made.gate_parameters()
     assert spared <= names.keys()
-    assert {name.split(".")[-1] for name in spared} == {"weight", "logits", "null", "age_bias", "query"}
+    assert {name.split(".")[-1] for name in spared} == {"weight", "frequencies", "logits", "null", "age_bias", "query"}
     assert gates == {
         f"blocks.{layer}.{name}"
         for layer in (0, 1)
