@@ -249,7 +249,7 @@ class Language(Task[TokenBatch]):
 
     def on_validation_epoch_end(self) -> None:
         scores = {f"val/{name}": value for name, value in self._scores().items()}
-        self.log_dict(scores, prog_bar=True, sync_dist=False)
+        self.log_dict(scores, prog_bar=True, sync_dist=True)
 
     def on_test_epoch_end(self) -> None:
-        self.log_dict({f"test/{name}": value for name, value in self._scores().items()}, sync_dist=False)
+        self.log_dict({f"test/{name}": value for name, value in self._scores().items()}, sync_dist=True)
