@@ -132,6 +132,10 @@ def with_overrides_of_checkpoint(arguments: list[str], swept: Sequence[str] = ("
     ]
     if "trained_context" in config and "trained_context" not in given:  # other data would tell another
         kept.append(f"trained_context={config['trained_context']}")
+    beside, data = Path(runs[0] if runs else path).with_name("tokenizer.json"), config.get("datamodule", {})
+    chosen = {"datamodule.tokens.path", "tokens@datamodule.tokens"} & given.keys()
+    if beside.is_file() and "path" in data.get("tokens", {}) and not chosen and not brings_data(data):
+        kept.append(f"datamodule.tokens.path={beside}")  # ids mean what they meant in training, whatever the text
     arguments[1:1] = kept
 
 

@@ -70,7 +70,8 @@ class TokenBatch(NamedTuple):
     Attributes:
         tokens: (b, t) int64.
         targets: (b, t) int64: the token that follows, −100 where none is to be told (after a document's last token, say).
-        position: (b, t) int64: tokens since the document began, or since the window of an evaluation did.
+        position: (b, t) int64: tokens since the document began, or since the row's strand or window did where that was
+            later.
         bytes: (b, t) int64: bytes of text that the target stands for, 0 where it is ignored.
         fresh: (b,) bool: rows that begin anew; the others go on from where the batch before ended.
         depth: (b,) float32: where in the text the answer lies, 0 … 1; NaN where that means nothing.

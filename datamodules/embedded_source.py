@@ -162,8 +162,10 @@ def publish_folder(final: Path, fill: Callable[[Path], None]) -> Path:
         if not final.exists():
             temporary = Path(tempfile.mkdtemp(dir=final.parent))
             try:
-                fill(temporary)
-                os.replace(temporary, final)
+                content = temporary / "content"  # mkdtemp's own folder is for its user alone
+                content.mkdir()
+                fill(content)
+                os.replace(content, final)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
     return final

@@ -23,6 +23,34 @@ class _Skipping(Sampler[list[int]]):
         return islice(iter(self.batches), skip, None)
 
 
+class EpochSteps(Sampler[Any]):
+    """(epoch, step) in order, for datasets that make a batch from them; Lightning calls `set_epoch`.
+
+    Args:
+        steps: of an epoch.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Makes the next iteration that epoch's."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return ((self.epoch, step) for step in range(self.steps))
+
+
+def only(items: list[Any]) -> Any:
+    """The one item, which is a batch already."""
+    (item,) = items
+    return item
+
+
 class ResumableLoader(DataLoader[Any]):
     """Batches of a dataset with indices; Lightning saves and restores how many the epoch has given.
 

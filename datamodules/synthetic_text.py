@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import product
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import pytorch_lightning as lightning
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from datamodules.batches import TokenBatch
-from datamodules.resumable import ResumableLoader
+from datamodules.embedded_source import SourceError
+from datamodules.resumable import EpochSteps, ResumableLoader, only
 from datamodules.synthetic.sample import Family, Sample
-
-Split = Literal["train", "val", "test"]
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
+from datamodules.text_documents import SPLITS, Split
 
 
 def token_batch(sample: Sample) -> TokenBatch:
-    """A sample as whole rows; each target counts as one byte."""
+    """A sample as whole rows; a target is one byte where it is text, else none."""
     tokens, targets = torch.from_numpy(sample.tokens), torch.from_numpy(sample.targets)
     rows, length = tokens.shape
     return TokenBatch(
         tokens=tokens,
         targets=targets,
         position=torch.arange(length).expand(rows, length).contiguous(),
-        bytes=(targets != -100).long(),
+        bytes=((targets != -100) & sample.text).long(),
         fresh=torch.ones(rows, dtype=torch.bool),
         depth=torch.from_numpy(sample.depth),
         references=sample.references,
@@ -47,6 +47,12 @@ def segment_of(batch: TokenBatch, start: int, stop: int) -> TokenBatch:
         depth=batch.depth,
         references=batch.references if answers else (),
     )
+
+
+def unasked(batch: TokenBatch) -> TokenBatch:
+    """The same rows without a target."""
+    targets, nothing = torch.full_like(batch.targets, -100), torch.zeros_like(batch.bytes)
+    return batch._replace(targets=targets, bytes=nothing, references=())
 
 
 class TrainingBatches(Dataset[TokenBatch]):
@@ -79,30 +85,15 @@ class TrainingBatches(Dataset[TokenBatch]):
         return token_batch(self.family(rng, self.rows, self.lengths[int(drawn)]))
 
 
-class EpochSteps(Sampler[tuple[int, int]]):
-    """(epoch, step) for every step of an epoch; Lightning calls `set_epoch`."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return ((self.epoch, step) for step in range(self.steps))
-
-
 class HeldOutBatches(Dataset[TokenBatch]):
     """Batches of whole rows, the same every time, read by (batch, first column).
 
-    The batch read last is kept, so that its segments are cut from one draw.
+    The batch read last is kept, so that its segments are cut from one draw. Batches behind the last are there to read, so
+    that all ranks take as many steps, but ask nothing.
 
     Args:
         family: the problem.
+        batches: those that ask.
         rows: rows a batch.
         length: tokens a row.
         segment: tokens of a segment, at most.
@@ -110,8 +101,11 @@ class HeldOutBatches(Dataset[TokenBatch]):
         seed: of everything.
     """
 
-    def __init__(self, family: Family, rows: int, length: int, segment: int, split: Split, seed: int) -> None:
+    def __init__(
+        self, family: Family, batches: int, rows: int, length: int, segment: int, split: Split, seed: int
+    ) -> None:
         self.family = family
+        self.batches = batches
         self.rows = rows
         self.length = length
         self.segment = segment
@@ -123,21 +117,40 @@ class HeldOutBatches(Dataset[TokenBatch]):
         number, start = index
         if self._kept is None or self._kept[0] != number:
             rng = np.random.default_rng(np.random.SeedSequence((self.seed, SPLITS.index(self.split), 0, number, 0)))
-            self._kept = number, token_batch(self.family(rng, self.rows, self.length))
+            batch = token_batch(self.family(rng, self.rows, self.length))
+            check_uncut(batch.targets, self.segment)
+            self._kept = number, batch if number < self.batches else unasked(batch)
         whole = self._kept[1]
         return segment_of(whole, start, min(start + self.segment, self.length))
 
 
-def _only(items: list[TokenBatch]) -> TokenBatch:
-    (batch,) = items
-    return batch
+def check_uncut(targets: Tensor, segment: int) -> None:
+    """Whether a row's targets (b, t) lie in one segment each, as who counts whole answers takes for granted.
+
+    Raises:
+        ValueError: they don't.
+    """
+    length, asked = targets.shape[1], targets != -100
+    pieces = (torch.arange(length) // segment).expand_as(targets)
+    if (pieces.where(asked, -1).amax(1) > pieces.where(asked, length).amin(1)).any():
+        raise ValueError(
+            f"datamodule.segment={segment} cuts answers in rows of datamodule.eval_length={length}; "
+            "set datamodule.segment=null, or one that holds them"
+        )
+
+
+def held_out_family(family: Family, split: Split) -> Family:
+    """The family for a held-out split; see `Family`."""
+    change = getattr(family, "for_split", None)
+    return family if change is None else change(split)
 
 
 class SyntheticText(lightning.LightningDataModule):
     """Rows of a synthetic family as `TokenBatch`es; every row is a document of its own.
 
-    Training draws a length for each batch; validation and test are the same rows every time, on any number of ranks,
-    which share the batches out.
+    Training draws a length for each batch; validation and test are the same rows every time and whatever the training's
+    seed, on any number of ranks, which share the batches out. Where rows are made of documents, those of validation and
+    test are made of held-out ones.
 
     Args:
         family: the problem.
@@ -150,12 +163,16 @@ class SyntheticText(lightning.LightningDataModule):
         eval_length: tokens of a held-out row; None takes the greatest in training.
         eval_batches: held-out batches over all ranks.
         eval_batch_size: rows of a held-out batch; None takes `batch_size`.
-        segment: hand held-out rows over in pieces of this many tokens, one batch after another; None leaves them whole.
+        segment: hand held-out rows over in pieces of this many tokens, one batch after another; None leaves them whole, as
+            targets in more than one piece need it.
         num_workers: loader processes of training.
-        seed: of everything, 0 … 2³² − 1.
+        seed: of training rows, 0 … 2³² − 1.
+        eval_seed: of held-out rows, likewise.
 
     Raises:
-        ValueError: a number out of its range, another vocabulary than the family's, or lengths that the family refuses.
+        ValueError: a number out of its range, another vocabulary than the family's, lengths that the family refuses, or a
+            segment that cuts answers.
+        OSError, SourceError: what the family is made of cannot be had.
     """
 
     def __init__(
@@ -173,6 +190,7 @@ class SyntheticText(lightning.LightningDataModule):
         segment: int | None = None,
         num_workers: int = 0,
         seed: int = 0,
+        eval_seed: int = 0,
     ) -> None:
         super().__init__()
         counts = {"batch_size": batch_size, "multiple": multiple, "steps": steps, "eval_batches": eval_batches}
@@ -180,8 +198,11 @@ class SyntheticText(lightning.LightningDataModule):
         for name, count in (counts | {name: n for name, n in given.items() if n is not None}).items():
             if not isinstance(count, int) or count < 1:
                 raise ValueError(f"datamodule.{name} is {count}, expected a whole number, at least 1")
-        if not isinstance(seed, int) or not 0 <= seed < 2**32:
-            raise ValueError(f"datamodule.seed is {seed}, expected a whole number, 0 … {2**32 - 1}")
+        for name, given_seed in {"seed": seed, "eval_seed": eval_seed}.items():
+            if not isinstance(given_seed, int) or not 0 <= given_seed < 2**32:
+                raise ValueError(f"datamodule.{name} is {given_seed}, expected a whole number, 0 … {2**32 - 1}")
+        if not isinstance(num_workers, int) or num_workers < 0:
+            raise ValueError(f"datamodule.num_workers is {num_workers}, expected a whole number, at least 0")
         if vocabulary != family.vocabulary:
             raise ValueError(
                 f"datamodule.vocabulary is {vocabulary}, but {type(family).__name__} has {family.vocabulary} tokens"
@@ -200,13 +221,18 @@ class SyntheticText(lightning.LightningDataModule):
         self.segment = segment or self.eval_length
         self.num_workers = num_workers
         self.seed = seed
+        self.eval_seed = eval_seed
         # The first two tell whether lengths between fit as well: a family that wants even ones refuses one of them.
         tried = {self.eval_length: "eval_length"} | dict.fromkeys([*self.lengths[:2], self.lengths[-1]], "length")
         for tokens, name in tried.items():
             try:
                 family(np.random.default_rng(seed), 1, tokens)
+            except SourceError:
+                raise
             except ValueError as error:
                 raise ValueError(f"datamodule.{name} of {tokens} tokens doesn't fit: {error}") from None
+        if self.segment < self.eval_length:
+            self._held_out_batches("val")[0, 0]  # refuses a segment that cuts answers
 
     def train_dataloader(self) -> DataLoader[TokenBatch]:
         """Returns batches of this rank, drawn anew each epoch; a resumed epoch goes on where it was cut."""
@@ -216,7 +242,7 @@ class SyntheticText(lightning.LightningDataModule):
             cast("Dataset[Any]", batches),
             EpochSteps(self.steps),
             batch_size=1,  # an item is a batch already
-            collate_fn=_only,
+            collate_fn=only,
             num_workers=self.num_workers,
         )
 
@@ -232,11 +258,15 @@ class SyntheticText(lightning.LightningDataModule):
         rank, world = self._rank_and_world()
         if self.eval_batches < world:
             raise ValueError(f"datamodule.eval_batches is {self.eval_batches}, too few for {world} ranks")
-        batches = HeldOutBatches(self.family, self.eval_batch_size, self.eval_length, self.segment, split, self.seed)
-        starts = range(0, self.eval_length, self.segment)
-        order = list(product(range(rank, self.eval_batches, world), starts))
+        each = -(-self.eval_batches // world)
+        order = list(product(range(rank, each * world, world), range(0, self.eval_length, self.segment)))
         # in this process, for segments of a batch are cut from one draw
-        return DataLoader(batches, sampler=cast("Any", order), batch_size=1, collate_fn=_only)
+        batches = self._held_out_batches(split)
+        return DataLoader(batches, sampler=cast("Any", order), batch_size=1, collate_fn=only)
+
+    def _held_out_batches(self, split: Split) -> HeldOutBatches:
+        family, rows = held_out_family(self.family, split), self.eval_batch_size
+        return HeldOutBatches(family, self.eval_batches, rows, self.eval_length, self.segment, split, self.eval_seed)
 
     def _rank_and_world(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -10,17 +10,18 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.batches import TokenBatch
 from datamodules.embedded_source import cache_folder
-from datamodules.resumable import ResumableLoader
+from datamodules.resumable import EpochSteps, ResumableLoader, only
 from datamodules.text_documents import Split, TextSource
-from datamodules.text_streams import DocumentStream, EpochSteps, EvaluationWindows, TrainingStrands
-from datamodules.token_files import TokenFile, open_token_files, write_token_files
-from datamodules.tokens import Encoder, Tokens
+from datamodules.text_streams import DocumentStream, EvaluationWindows, TrainingStrands
+from datamodules.token_files import TokenFile, keep_tokenizer, learnt, open_token_files, write_token_files
+from datamodules.tokens import FILE, Encoder, Tokens
 
 
 class Text(lightning.LightningDataModule):
     """Text as `TokenBatch`es.
 
-    Token files are written once into the cache. Training shuffles documents anew each epoch and gives each row a strand of
+    Token files are written once into the cache; what tokens were learnt is kept in the trainer's folder as well, beside the
+    checkpoints. Training shuffles documents anew each epoch and gives each row a strand of
     their stream that it reads from step to step; held-out splits are read in order, every token predicted once.
 
     Args:
@@ -71,6 +72,9 @@ class Text(lightning.LightningDataModule):
         for key, count in counts.items():
             if not isinstance(count, int) or isinstance(count, bool) or count < 1:
                 raise ValueError(f"datamodule.{key} is {count}, expected a whole number, at least 1")
+        for key, count in {"num_workers": num_workers, "seed": seed}.items():
+            if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+                raise ValueError(f"datamodule.{key} is {count}, expected a whole number, at least 0")
         self.source = source
         self.tokens = tokens
         self.vocabulary = vocabulary
@@ -85,6 +89,7 @@ class Text(lightning.LightningDataModule):
         self.cache = Path(cache) if cache else cache_folder()
         self.files: dict[Split, TokenFile] = {}
         self.encoder: Encoder | None = None
+        self.learnt = ""
 
     def prepare_data(self) -> None:
         """Fetches the source and writes its token files where the cache lacks them."""
@@ -106,6 +111,9 @@ class Text(lightning.LightningDataModule):
         }  # fmt: skip
         folder = write_token_files(self.source, self.tokens, self.cache)
         self.encoder = self.tokens.load(folder)
+        if stage == "fit" and self.trainer is not None and self.trainer.is_global_zero:
+            keep_tokenizer(folder, Path(self.trainer.default_root_dir))
+        self.learnt = learnt(folder)
         files = open_token_files(folder)
         for split in splits[stage]:
             if not files[split].names:
@@ -114,6 +122,22 @@ class Text(lightning.LightningDataModule):
                     "file, and splits can be given"
                 )
             self.files[split] = files[split]
+
+    def state_dict(self) -> dict[str, str]:
+        """The sha256 of what the tokens were learnt, for checkpoints; empty where they learn nothing."""
+        return {"learnt": self.learnt} if self.learnt else {}
+
+    def load_state_dict(self, state: dict[str, str]) -> None:
+        """Compares.
+
+        Raises:
+            ValueError: if a run that is resumed had other tokens.
+        """
+        if state["learnt"] != self.learnt:
+            raise ValueError(
+                f"{self.source.name}: the checkpoint's tokens aren't those of this text; set "
+                f"datamodule.tokens.path to the {FILE} beside the checkpoint"
+            )
 
     def train_dataloader(self) -> DataLoader[TokenBatch]:
         """Returns the strands of this rank step by step; resuming goes on at the next step.
@@ -186,9 +210,3 @@ class Text(lightning.LightningDataModule):
 
     def _rank_and_world(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-
-
-def only(items: list[TokenBatch]) -> TokenBatch:
-    """The one item, which is a batch already."""
-    (item,) = items
-    return item

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -50,40 +51,53 @@ class TextSource(Protocol):
         """
 
 
-def check_utf8(text: bytes, name: str) -> bytes:
+def check_utf8(text: bytes, name: str, block: int = 1 << 20) -> bytes:
     """Returns `text`.
+
+    Args:
+        block: bytes that are decoded at once.
 
     Raises:
         ValueError: if it isn't UTF-8; the message names the byte's offset.
     """
-    try:
-        text.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{name}: byte {error.start} (0x{text[error.start]:02x}) is not UTF-8 ({error.reason}); convert the file"
-        ) from error
+    decoder, held = codecs.getincrementaldecoder("utf-8")(), 0
+    for start in range(0, len(text), block):
+        end = min(start + block, len(text))
+        try:
+            decoder.decode(text[start:end], final=end == len(text))
+        except UnicodeDecodeError as error:
+            place = start - held + error.start
+            raise ValueError(
+                f"{name}: byte {place} (0x{text[place]:02x}) is not UTF-8 ({error.reason}); convert the file"
+            ) from error
+        held = len(decoder.getstate()[0])  # of a character that the block cut
     return text
 
 
-def held_out_names(names: Iterable[str], share: float) -> dict[Split, frozenset[str]]:
-    """Draws validation and test documents by the sha256 of their names: each `share` of all, but one at least.
+def draw_splits(texts: Iterable[bytes], share: float) -> dict[bytes, Split]:
+    """Draws validation and test texts by their sha256: each `share` of all that differ, but one at least.
 
-    With fewer than three documents some splits stay empty: one document is for training, of two one is for validation.
+    With fewer than three texts some splits stay empty: one is for training, of two one is for validation.
+
+    Args:
+        texts: sha256 of each; equal ones are one.
+
+    Returns:
+        The split by sha256.
     """
-    ordered = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
-    count = max(1, round(share * len(ordered)))
-    test = ordered[:count] if len(ordered) > 2 else []
-    val = ordered[len(test) : len(test) + count] if len(ordered) > 1 else []
+    ordered = sorted(set(texts))
+    count = max(1, min(round(share * len(ordered)), (len(ordered) - 1) // 2))  # training keeps one
+    test = count if len(ordered) > 2 else 0
+    val = count if len(ordered) > 1 else 0
     return {
-        "test": frozenset(test),
-        "val": frozenset(val),
-        "train": frozenset(ordered[len(test) + len(val) :]),
+        digest: "test" if index < test else "val" if index < test + val else "train"
+        for index, digest in enumerate(ordered)
     }
 
 
-def split_of(path: str) -> Split:
-    """Twentieths by the sha256 of a path: 0 is test, 1 validation, the rest training."""
-    twentieth = int(hashlib.sha256(path.encode()).hexdigest(), 16) % 20
+def split_of(name: str) -> Split:
+    """Twentieths by the sha256 of a name: 0 is test, 1 validation, the rest training."""
+    twentieth = int(hashlib.sha256(name.encode()).hexdigest(), 16) % 20
     return "test" if twentieth == 0 else "val" if twentieth == 1 else "train"
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from datamodules.embedded_source import SourceError
-from datamodules.text_documents import SPLITS, Document, Split, check_utf8, existing, held_out_names
+from datamodules.text_documents import SPLITS, Document, Split, check_utf8, draw_splits, existing
 
 TEXT = (".txt", ".md", ".rst", ".tex", ".html", ".csv", ".py", ".c", ".h", ".cpp", ".hpp", ".cu", ".rs", ".go",
         ".java", ".js", ".ts", ".sh", ".yaml", ".toml")  # fmt: skip
@@ -23,15 +24,17 @@ class TextFiles:
     """Documents of local files.
 
     A text file is one document, or several where a separator stands between them; a line of .jsonl and a row of .parquet
-    are one each. Documents are drawn for validation and testing by the sha256 of their names, or splits are given.
+    are one each. Documents are drawn for validation and testing by the sha256 of their texts, so that equal ones stay
+    together, or splits are given.
 
     Attributes:
-        path: a file, or a folder that is searched with all its folders.
+        path: a file, or a folder that is searched with all its folders, but for hidden ones and symbolic links.
         separator: what stands between documents of a text file; it belongs to none. None: a file is one document.
-        train, val, test: files or folders within `path` that make the splits; None for all three draws them.
+        train, val, test: files or folders within `path` that make the splits and share no file; None for all three draws
+            them.
         held_out: share of the documents drawn for validation, and for testing.
         key: key of .jsonl, column of .parquet that holds the text.
-        suffixes: text files that a folder is searched for.
+        suffixes: of text files, in lower case.
         skip_empty: leave out documents without text, which are refused otherwise.
         allow_invalid: take bytes that aren't UTF-8 as they are.
         name: for messages and folders.
@@ -63,12 +66,14 @@ class TextFiles:
 
         Raises:
             SourceError: if files are missing.
+            ValueError: if splits share a file, or a file is of no kind that is read.
         """
-        files = [file for split in SPLITS for file in self._files(split)] if self.train else self._files(None)
+        files = list(self._given()) if self.train is not None else self._files(None)
         states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         asked = {key: str(value) for key, value in asdict(self).items()}
         path = str(Path(self.path).expanduser().resolve())
-        return asked | {"source": self.name, "path": path, "files": hashlib.sha256(repr(states).encode()).hexdigest()}
+        asked |= {"source": self.name, "path": path, "drawn": "by text"}
+        return asked | {"files": hashlib.sha256(repr(states).encode()).hexdigest()}
 
     def documents(self, split: Split, cache: Path | None = None) -> Iterator[Document]:
         """The documents of a split, files by path.
@@ -78,44 +83,72 @@ class TextFiles:
             ValueError: if a document is empty, isn't UTF-8 or cannot be read; the message names file and offset or line.
         """
         if self.train is not None:
-            yield from self._read(self._files(split))
+            yield from self._read(file for file, its in self._given().items() if its == split)
             return
         files = self._files(None)
         identity = json.dumps(self.identity())
         wanted = _drawn(self, identity)[split]
         if wanted:
-            yield from (document for document in self._read(files) if document.name in wanted)
+            yield from self._read(files, wanted)
+
+    def _given(self) -> dict[Path, Split]:
+        taken: dict[Path, Split] = {}
+        for split in SPLITS:
+            for file in self._files(split):
+                if taken.setdefault(file, split) != split:
+                    raise ValueError(f"{file}: is in {taken[file]} and in {split}; give splits that share no file")
+        return taken
 
     def _files(self, split: Split | None) -> list[Path]:
         """None for all files."""
-        root = existing(Path(self.path).expanduser(), "file or folder")
+        root = whole = self._root()
+        known = (*self.suffixes, *RECORDS)
         if split is not None:
             part = getattr(self, split)
             if part is None:
                 return []
-            root = existing(root / part, "file or folder")
+            root = _resolved(existing(whole / part, "file or folder"))
+            if not root.is_relative_to(whole):
+                raise ValueError(f"{split}={part}: {root} is not within {whole}")
         if root.is_file():
+            if root.suffix.lower() not in ("", *known):
+                raise ValueError(
+                    f"{root}: {root.suffix} is of no kind that is read: {', '.join(known)}; convert the file, or if it is "
+                    f"text set +datamodule.source.suffixes=[{root.suffix.lower()}]"
+                )
             return [root]
-        found = sorted(p for p in root.rglob("*") if p.suffix in (*self.suffixes, *RECORDS) and p.is_file())
+        found = []
+        for folder, folders, names in os.walk(root):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            paths = (Path(folder, name) for name in names if not name.startswith("."))
+            found += [
+                path for path in paths if path.suffix.lower() in known and path.is_file() and not path.is_symlink()
+            ]
         if not found:
-            raise SourceError(f"{root}: holds no file that ends in {', '.join((*self.suffixes, *RECORDS))}")
-        return found
+            raise SourceError(f"{root}: holds no file that ends in {', '.join(known)}")
+        return sorted(found)
 
-    def _read(self, files: Iterable[Path]) -> Iterator[Document]:
-        root = Path(self.path).expanduser()
+    def _root(self) -> Path:
+        return _resolved(existing(Path(self.path).expanduser(), "file or folder"))
+
+    def _read(self, files: Iterable[Path], wanted: Container[str] | None = None) -> Iterator[Document]:
+        """Documents by name, None for all."""
+        root = self._root()
         texts, separated = 0, False
         for file in files:
             name = file.name if file == root else file.relative_to(root).as_posix()
-            match file.suffix:
+            match file.suffix.lower():
                 case ".jsonl":
-                    documents: Iterable[Document] = read_jsonl(file, name, self.key)
+                    documents: Iterable[Document] = read_jsonl(file, name, self.key, wanted)
                 case ".parquet":
                     documents = read_parquet(file, name, self.key)
                 case _:
                     documents = list(self._pieces(file, name))
                     texts, separated = texts + 1, separated or len(documents) != 1 or documents[0].name != name
             for document in documents:
-                if document.text.strip():
+                if wanted is not None and document.name not in wanted:
+                    continue
+                if document.text and not document.text.isspace():
                     yield document
                 elif not self.skip_empty:
                     raise ValueError(f"{file}: {document.name} is empty; remove it, or set skip_empty=true")
@@ -131,32 +164,44 @@ class TextFiles:
             yield Document(name, text)
             return
         for number, piece in enumerate(pieces):
-            if piece.strip():  # a separator may also open or end the file
+            if piece and not piece.isspace():  # a separator may also open or end the file
                 yield Document(f"{name}#{number}", piece)
+
+
+def _resolved(path: Path) -> Path:
+    """A file that is a link keeps its own name, which says what it is."""
+    return path.resolve() if path.is_dir() else path.parent.resolve() / path.name
 
 
 @functools.lru_cache(maxsize=4)
 def _drawn(source: TextFiles, identity: str) -> dict[Split, frozenset[str]]:
-    """Reads everything once for the names; `identity` makes changed files be read anew."""
-    return held_out_names([document.name for document in source._read(source._files(None))], source.held_out)
+    """Names by split; reads everything once, and `identity` makes changed files be read anew."""
+    texts = {d.name: hashlib.sha256(d.text).digest() for d in source._read(source._files(None))}
+    drawn = draw_splits(texts.values(), source.held_out)
+    return {split: frozenset(name for name, text in texts.items() if drawn[text] == split) for split in SPLITS}
 
 
-def read_jsonl(file: Path, name: str, key: str) -> Iterator[Document]:
+def read_jsonl(file: Path, name: str, key: str, wanted: Container[str] | None = None) -> Iterator[Document]:
     """Reads lines that are JSON objects with the text under `key`; blank lines are passed over.
+
+    Args:
+        wanted: names of documents; the lines of others aren't parsed. None for all.
 
     Raises:
         ValueError: naming file and line, if one is something else.
     """
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
-            if not line.strip():
+            document = f"{name}#{number}"
+            if line.isspace() or (wanted is not None and document not in wanted):
                 continue
             where = f"{file}: line {number}"
+            check_utf8(line, where)
             try:
-                record = json.loads(check_utf8(line, where))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{where} is not JSON ({error})") from error
-            yield Document(f"{name}#{number}", _text_of(record, key, where))
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:  # also numbers of too many digits, lists in lists in lists
+                raise ValueError(f"{where} is not JSON that can be read ({error})") from error
+            yield Document(document, _text_of(record, key, where))
 
 
 def _text_of(record: Any, key: str, where: str) -> bytes:

@@ -7,6 +7,18 @@ import struct
 import zlib
 from typing import Any
 
+# what bytes that are no such data lead to; ValueError: text that isn't UTF-8, names without values
+_MALFORMED = (
+    struct.error,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ValueError,
+    RecursionError,
+    OverflowError,
+    MemoryError,
+)
+
 
 def read_lazy_data(index: bytes, data: bytes, name: str) -> dict[str, Any]:
     """Reads every object of a lazy-load database.
@@ -29,10 +41,12 @@ def read_lazy_data(index: bytes, data: bytes, name: str) -> dict[str, Any]:
             (size,) = struct.unpack_from(">I", data, offset)
             content = zlib.decompress(data[offset + 4 : offset + length])
             if len(content) != size:
-                raise ValueError(f"{name}: object {key} has {len(content)} bytes, its header says {size}")
+                raise _RefusedError(f"{name}: object {key} has {len(content)} bytes, its header says {size}")
             objects[key] = read_serialised(content, name)
         return objects
-    except (OSError, EOFError, struct.error, zlib.error, KeyError, TypeError, AttributeError) as error:
+    except _RefusedError:
+        raise
+    except (OSError, EOFError, zlib.error, *_MALFORMED) as error:
         raise ValueError(f"{name}: not a lazy-load database of R ({error})") from error
 
 
@@ -43,11 +57,17 @@ def read_serialised(content: bytes, name: str) -> Any:
         ValueError: if it isn't one, or is of a type that is not known here.
     """
     if content[:2] != b"X\n":
-        raise ValueError(f"{name}: not an object in R's binary serialisation")
+        raise _RefusedError(f"{name}: not an object in R's binary serialisation")
     try:
         return _Reader(content, name).whole()
-    except (struct.error, IndexError, TypeError) as error:
-        raise ValueError(f"{name}: the object breaks off or is malformed ({error})") from error
+    except _RefusedError:
+        raise
+    except _MALFORMED as error:
+        raise _RefusedError(f"{name}: the object breaks off or is malformed ({error})") from error
+
+
+class _RefusedError(ValueError):
+    """What this reader found itself; its message names the file."""
 
 
 class _Reader:
@@ -60,7 +80,7 @@ class _Reader:
     def whole(self) -> Any:
         version, _, _ = self.numbers("i", 3)
         if version not in (2, 3):
-            raise ValueError(f"{self.name}: serialisation version {version}, expected 2 or 3")
+            raise _RefusedError(f"{self.name}: serialisation version {version}, expected 2 or 3")
         if version == 3:
             self.take(self.length())  # the encoding that the writer's machine used
         return self.item()
@@ -68,7 +88,7 @@ class _Reader:
     def take(self, count: int) -> bytes:
         part = self.content[self.offset : self.offset + count]
         if count < 0 or len(part) != count:
-            raise ValueError(f"{self.name}: the object breaks off at byte {len(self.content)}")
+            raise _RefusedError(f"{self.name}: the object breaks off at byte {len(self.content)}")
         self.offset += count
         return part
 
@@ -102,7 +122,9 @@ class _Reader:
             case 16 | 19:
                 vector = [self.item() for _ in range(self.length())]
             case _:
-                raise ValueError(f"{self.name}: an R object of type {kind} at byte {self.offset - 4}, expected vectors")
+                raise _RefusedError(
+                    f"{self.name}: an R object of type {kind} at byte {self.offset - 4}, expected vectors"
+                )
         names = self.item().get("names") if attributed else None
         return vector if names is None else dict(zip([key.decode() for key in names], vector, strict=True))
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from datamodules.batches import TokenBatch
 from datamodules.token_files import TokenFile
@@ -38,14 +35,14 @@ class DocumentStream:
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def cut(self, first: np.ndarray, columns: int, fresh: bool, since: np.ndarray | None = None) -> TokenBatch:
+    def cut(self, first: np.ndarray, columns: int, fresh: bool, since: np.ndarray) -> TokenBatch:
         """Takes rows of the stream; what lies behind its end is padded with targets that are ignored.
 
         Args:
             first: (b,) places in the stream where the rows start.
             columns: tokens of a row, t.
             fresh: whether the rows begin anew.
-            since: (b,) positions count from here where a document began before; None counts from the document alone.
+            since: (b,) where reading began from nothing: positions count from here where a document began before.
         """
         places = first[:, None] + np.arange(columns)  # (b, t)
         inside, follows = places < len(self), places + 1 < len(self)
@@ -54,7 +51,7 @@ class DocumentStream:
         told = follows & (following == document)
         tokens = self.file.read(here)
         targets = np.where(told, self.file.read(there), IGNORED)
-        begun = self.starts[document] if since is None else np.maximum(self.starts[document], since[:, None])
+        begun = np.maximum(self.starts[document], since[:, None])
         return TokenBatch(
             tokens=torch.from_numpy(tokens),
             targets=torch.from_numpy(targets),
@@ -129,8 +126,8 @@ class TrainingStrands(Dataset[TokenBatch]):
 
     def __getitem__(self, index: tuple[int, int]) -> TokenBatch:
         epoch, step = index
-        first = (self.strands * self.steps + step) * self.segment
-        return self.stream(epoch).cut(first, self.segment, fresh=step == 0)
+        begun = self.strands * self.steps * self.segment
+        return self.stream(epoch).cut(begun + step * self.segment, self.segment, fresh=step == 0, since=begun)
 
     def stream(self, epoch: int) -> DocumentStream:
         """The stream of an epoch."""
@@ -139,28 +136,6 @@ class TrainingStrands(Dataset[TokenBatch]):
             order = np.random.default_rng([self.seed, epoch]).permutation(count)
             self._laid = (epoch, DocumentStream(self.file, self.bytes_per_token, order, self.limit))
         return self._laid[1]
-
-
-class EpochSteps(Sampler[Any]):
-    """(epoch, step) in order; Lightning calls `set_epoch`.
-
-    Args:
-        steps: of an epoch.
-    """
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Makes the next iteration that epoch's."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return ((self.epoch, step) for step in range(self.steps))
 
 
 class EvaluationWindows(Dataset[TokenBatch]):
@@ -173,13 +148,12 @@ class EvaluationWindows(Dataset[TokenBatch]):
         stream: all documents.
         rows: windows of a batch and rank, at most.
         segment: tokens of a batch's row, at most.
-        context: tokens of a window; None cuts the stream into as many windows as there are rows, so that each is read on
-            and positions are those in the documents.
+        context: tokens of a window; None cuts the stream into as many windows as there are rows, so that each is read on.
         rank, world: which windows of how many.
         name: source and split, for messages.
 
     Raises:
-        ValueError: if the stream is shorter than a segment, a window or one token for each row.
+        ValueError: if the stream is shorter than a window, or without windows than a segment or one token for each row.
     """
 
     def __init__(
@@ -194,12 +168,13 @@ class EvaluationWindows(Dataset[TokenBatch]):
         name: str = "text",
     ) -> None:
         tokens = len(stream)
-        needed = {f"a segment of {segment}": segment, f"a context of {context}": context or 0,
-                  f"{rows} rows on each of {world} ranks": rows * world if context is None else 0}  # fmt: skip
+        needed = {f"a context of {context}": context} if context else {
+            f"a segment of {segment}": segment, f"{rows} rows on each of {world} ranks": rows * world
+        }  # fmt: skip
         for what, count in needed.items():
             if tokens < count:
                 raise ValueError(f"{name}: {tokens} tokens are too few for {what}")
-        self.stream, self.rank, self.world, self.context = stream, rank, world, context
+        self.stream, self.rank, self.world = stream, rank, world
         self.window = context or -(-tokens // (rows * world))
         windows = -(-tokens // self.window)
         self.groups = -(-windows // (rows * world))
@@ -217,5 +192,4 @@ class EvaluationWindows(Dataset[TokenBatch]):
         window = (group * self.world + self.rank) * self.rows + np.arange(self.rows)
         begun, done = window * self.window, segment * self.segment
         columns = min(self.segment, self.window - done)
-        since = None if self.context is None else begun
-        return self.stream.cut(begun + done, columns, fresh=segment == 0, since=since)
+        return self.stream.cut(begun + done, columns, fresh=segment == 0, since=begun)

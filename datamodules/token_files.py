@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from datamodules.embedded_source import publish_folder
 from datamodules.text_documents import SPLITS, Split, TextSource
-from datamodules.tokens import Encoder, Tokens
+from datamodules.tokens import FILE, Encoder, Tokens, blocks, publish
 
 FORM = 1  # raised when the files change their meaning
 INDEX = "index.json"
@@ -83,19 +84,44 @@ def write_token_files(source: TextSource, tokens: Tokens, cache: Path) -> Path:
     return publish_folder(token_folder(source, tokens, cache), fill)
 
 
+def learnt(folder: Path) -> str:
+    """The sha256 of what the tokens of a folder of token files were learnt, "" where they learn nothing."""
+    return hashlib.sha256((folder / FILE).read_bytes()).hexdigest() if (folder / FILE).exists() else ""
+
+
+def keep_tokenizer(folder: Path, run: Path) -> None:
+    """Copies what the tokens of a folder of token files were learnt, if they were, into the folder of a run.
+
+    Raises:
+        ValueError: if the run has another already.
+    """
+    if not (folder / FILE).exists():
+        return
+    run.mkdir(parents=True, exist_ok=True)
+    kept, content = run / FILE, (folder / FILE).read_bytes()
+    if kept.exists() and kept.read_bytes() != content:
+        raise ValueError(
+            f"{kept}: the run's tokens aren't those of this text; set datamodule.tokens.path={kept} to go on, or delete it"
+        )
+    publish(content, kept)
+
+
 def _write(source: TextSource, split: Split, encoder: Encoder, folder: Path, cache: Path) -> dict[str, Any]:
     kind = np.dtype("<u2" if encoder.size <= 2**16 else "<u4")
     checksum, text_checksum = hashlib.sha256(), hashlib.sha256()
     names, starts, text_bytes = [], [0], []
     with (folder / f"{split}.bin").open("wb") as file:
         for document in source.documents(split, cache):
-            ids = np.concatenate(([encoder.bos], encoder.encode(document.text))).astype(kind)
-            content = ids.tobytes()
-            file.write(content)
-            checksum.update(content)
+            length = 0
+            parts = chain([np.array([encoder.bos])], map(encoder.encode, blocks(document.text)))
+            for part in parts:
+                ids = part.astype(kind).tobytes()
+                file.write(ids)
+                checksum.update(ids)
+                length += len(part)
             text_checksum.update(document.text)
             names.append(document.name)
-            starts.append(starts[-1] + len(ids))
+            starts.append(starts[-1] + length)
             text_bytes.append(len(document.text))
     sums = {"sha256": checksum.hexdigest(), "text_sha256": text_checksum.hexdigest()}
     return {"dtype": kind.str, "names": names, "starts": starts, "bytes": text_bytes, **sums}
@@ -120,9 +146,29 @@ def open_token_files(folder: Path) -> dict[Split, TokenFile]:
 
 
 def _open(path: Path, entry: Mapping[str, Any], size: int) -> TokenFile:
-    starts, kind = np.array(entry["starts"], np.int64), np.dtype(entry["dtype"])
-    expected, found = int(starts[-1]) * kind.itemsize, path.stat().st_size
+    names, starts, text_bytes = (
+        _list_of(str, entry, "names"),
+        _list_of(int, entry, "starts"),
+        _list_of(int, entry, "bytes"),
+    )
+    if not isinstance(size, int):
+        raise ValueError(f"size is {size!r}, expected a whole number")
+    if (len(starts), len(text_bytes)) != (len(names) + 1, len(names)) or starts[0] != 0:
+        raise ValueError(f"{len(starts)} starts and {len(text_bytes)} bytes of {path.name} for {len(names)} documents")
+    if any(end <= start for start, end in pairwise(starts)):  # each has its beginning's token
+        raise ValueError(f"the starts of {path.name} don't ascend")
+    if entry["dtype"] not in ("<u2", "<u4"):
+        raise ValueError(f"dtype {entry['dtype']!r} of {path.name}, expected '<u2' or '<u4'")
+    kind = np.dtype(entry["dtype"])
+    expected, found = starts[-1] * kind.itemsize, path.stat().st_size
     if found != expected:
         raise ValueError(f"{path.name} has {found} bytes, expected {expected}")
     ids = np.memmap(path, kind, mode="r") if found else np.zeros(0, kind)  # an empty file cannot be mapped
-    return TokenFile(path, ids, starts, tuple(entry["names"]), np.array(entry["bytes"], np.int64), size)
+    return TokenFile(path, ids, np.array(starts, np.int64), tuple(names), np.array(text_bytes, np.int64), size)
+
+
+def _list_of(kind: type, entry: Mapping[str, Any], key: str) -> list[Any]:
+    found = entry[key]
+    if not isinstance(found, list) or not all(type(item) is kind for item in found):
+        raise ValueError(f"{key} is not a list of {kind.__name__}")
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -126,12 +127,14 @@ class BPE:
         bos: 256.
         sample_bytes: bytes of the training split to learn from, at most.
         longest: bytes of a merged token, at most.
+        path: a fitted `tokenizer.json` to take instead of learning.
     """
 
     size: int = 4096
     bos: int = BOS
     sample_bytes: int = 100_000_000
     longest: int = 32
+    path: str | Path | None = None
     name: str = "bpe"
 
     def __post_init__(self) -> None:
@@ -140,7 +143,16 @@ class BPE:
             raise ValueError(f"tokens.size is {self.size}, expected more than {BYTES + 1} and at most {2**20}")
 
     def identity(self) -> dict[str, str]:
-        """Size, sample and pieces."""
+        """Size, sample and pieces, or those of the file.
+
+        Raises:
+            OSError: if there is no such file.
+        """
+        if self.path is not None:
+            return {
+                "tokens": self.name,
+                "sha256": hashlib.sha256(Path(self.path).expanduser().read_bytes()).hexdigest(),
+            }
         learnt = {"size": self.size, "sample_bytes": self.sample_bytes, "longest": self.longest, "pieces": PIECES}
         return {"tokens": self.name} | {key: str(value) for key, value in learnt.items()}
 
@@ -148,8 +160,14 @@ class BPE:
         """Learns the merges and writes them to `tokenizer.json` in the folder, at once; the same texts give the same file.
 
         Raises:
-            ValueError: if the texts have too few pairs for so many ids.
+            ValueError: if the texts have too few pairs for so many ids, or `path` is of another size or no tokenizer.
+            OSError: if there is no file at `path`.
         """
+        if self.path is not None:
+            given = Path(self.path).expanduser()
+            self._read(given)
+            publish(given.read_bytes(), folder / FILE)
+            return self.load(folder)
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(PIECES), "isolated")
         trainer = trainers.BpeTrainer(
@@ -162,16 +180,17 @@ class BPE:
         found = tokenizer.get_vocab_size() + 1
         if found != self.size:
             raise ValueError(f"the training text has pairs for {found} ids; set tokens.size to at most that")
-        temporary = folder / f".{FILE}.{os.getpid()}"
-        tokenizer.save(str(temporary))
-        os.replace(temporary, folder / FILE)
+        publish(tokenizer.to_str(pretty=True).encode(), folder / FILE)
         return self.load(folder)
 
     def load(self, folder: Path) -> MergedBytes:
         """As in `Tokens`."""
-        encoder = MergedBytes(folder / FILE)
+        return self._read(folder / FILE)
+
+    def _read(self, path: Path) -> MergedBytes:
+        encoder = MergedBytes(path)
         if encoder.size != self.size:
-            raise ValueError(f"{folder / FILE}: {encoder.size} ids, tokens.size is {self.size}")
+            raise ValueError(f"{path}: {encoder.size} ids, tokens.size is {self.size}")
         return encoder
 
 
@@ -213,6 +232,31 @@ class MergedBytes:
     def bytes_per_token(self) -> np.ndarray:
         """As in `Encoder`."""
         return np.array([len(piece) for piece in self.table], np.int64)
+
+
+def publish(content: bytes, path: Path) -> None:
+    """Writes a file, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def before_last_word(text: bytes) -> int:
+    """Where the space before the last word is, or else the end; no token reaches from before that space to behind it."""
+    at = text.rfind(b" ", 1)
+    while at > 0 and text[at - 1 : at].isspace():
+        at = text.rfind(b" ", 1, at)
+    return at if at > 0 else len(text)
+
+
+def blocks(text: bytes, size: int = 1 << 20) -> Iterator[bytes]:
+    """A text in pieces of at most so many bytes, cut before a word where a piece has any: their ids are the text's."""
+    start = 0
+    while start < len(text):
+        block = text[start : start + size]
+        end = len(block) if start + size >= len(text) else before_last_word(block)
+        yield block[:end]
+        start += end
 
 
 def _characters(texts: Iterable[bytes], most: int) -> Iterator[str]:

@@ -133,7 +133,15 @@ class MemoryLM(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Embeddings, learned frequencies, and what isn't a matrix though it has two axes."""
-        spared = ("embed.weight", "head.weight", "rotary.frequencies", "fusion.logits", "null", "age_bias", "pool.query")
+        spared = (
+            "embed.weight",
+            "head.weight",
+            "rotary.frequencies",
+            "fusion.logits",
+            "null",
+            "age_bias",
+            "pool.query",
+        )
         return {name for name, _ in self.named_parameters() if name.endswith(spared)}
 
     def gate_parameters(self) -> set[str]:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from datamodules.embedded_source import cache_folder
 from datamodules.token_files import token_folder
-from datamodules.tokens import Bytes, Encoder
+from datamodules.tokens import FILE, Bytes, Encoder, before_last_word
 from launch import newest_checkpoint
 from models.convert import load_checkpoint
 from models.generate import check_sampling, generate, prefill
@@ -68,7 +68,11 @@ def _check_targets(config: Any, path: str | Path) -> None:
             found = pydoc.locate(str(target)) if str(target).split(".")[0] in OURS else None
             if not inspect.isclass(found) or found.__module__.split(".")[0] not in OURS:
                 raise ValueError(f"{path}: its config names {target}, which isn't a class of {', '.join(OURS)}")
-        config = list(config.values())
+        config = [*config.keys(), *config.values()]
+    elif isinstance(config, str) and "${" in config:
+        raise ValueError(
+            f"{path}: its config has {config!r}; hydra would resolve that, and what was recorded is resolved"
+        )
     if isinstance(config, Sequence) and not isinstance(config, str):
         for part in config:
             _check_targets(part, path)
@@ -83,6 +87,8 @@ def _encoder(data: Mapping[str, Any], path: str | Path) -> Encoder:
     tokens = instantiate(data["tokens"])
     if hasattr(tokens, "encode"):  # nothing was learnt from the training text
         return tokens
+    if Path(path).with_name(FILE).exists():  # what train.py kept beside the checkpoint
+        return tokens.load(Path(path).parent)
     cache = Path(data["cache"]) if data.get("cache") else cache_folder()
     return tokens.load(token_folder(instantiate(data["source"], _convert_="all"), tokens, cache))
 
@@ -104,7 +110,7 @@ def prompt_tokens(file: BinaryIO, encoder: Encoder, bos: int | None, vocabulary:
     while True:
         new = file.read(piece)
         text = rest + new
-        end = _last_word(text) if new else len(text)
+        end = before_last_word(text) if new else len(text)
         if end:
             ids = encoder.encode(text[:end])
             if ids.max() >= vocabulary:
@@ -116,14 +122,6 @@ def prompt_tokens(file: BinaryIO, encoder: Encoder, bos: int | None, vocabulary:
         if not new:
             return
         rest, offset = text[end:], offset + end
-
-
-def _last_word(text: bytes) -> int:
-    """Where the space before the last word is, or else the end."""
-    at = text.rfind(b" ", 1)
-    while at > 0 and text[at - 1 : at].isspace():
-        at = text.rfind(b" ", 1, at)
-    return at if at > 0 else len(text)
 
 
 def write(

@@ -5,13 +5,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from datamodules.synthetic.prompts import VOCABULARY, Haystack, Prose, Question, boundaries, hide, pack, room
+from datamodules.synthetic.prompts import (
+    VOCABULARY,
+    Haystack,
+    Prose,
+    Question,
+    boundaries,
+    haystack_of,
+    hide,
+    pack,
+    room,
+)
 from datamodules.synthetic.sample import Sample
+from datamodules.text_documents import Split
 
 PERSONS = ("Daniel", "John", "Mary", "Sandra")
 PLACES = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")
@@ -183,6 +194,10 @@ class Babi:
         prompt = self.haystack.joint.join(hide(units, facts, places)) + end
         depth = float(boundaries(units)[places[asked.fact]])
         return Question(prompt, asked.answer.encode(), (asked.answer,), depth)
+
+    def for_split(self, split: Split) -> Babi:
+        """The same problem in the haystack of a split."""
+        return replace(self, haystack=haystack_of(split, self.haystack))
 
     def __call__(self, rng: np.random.Generator, rows: int, length: int) -> Sample:
         """Draw `rows` problems of `length` bytes, BOS included; see `prompts.pack`.

@@ -7,15 +7,27 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from string import ascii_uppercase
 from typing import ClassVar, Protocol
 
 import numpy as np
 
-from datamodules.synthetic.prompts import VOCABULARY, Haystack, Question, Repeated, boundaries, cut, hide, pack, room
+from datamodules.synthetic.prompts import (
+    VOCABULARY,
+    Haystack,
+    Question,
+    Repeated,
+    boundaries,
+    cut,
+    haystack_of,
+    hide,
+    pack,
+    room,
+)
 from datamodules.synthetic.sample import Sample
 from datamodules.synthetic.word_lists import word_list
+from datamodules.text_documents import Split
 
 DEPTHS = np.round(np.linspace(0, 100, 40))  # percent
 
@@ -169,7 +181,8 @@ class Needle:
         values: values a key has, each in a needle of its own.
         queries: keys asked for.
         depth: percent of the haystack's bytes before the needle that is asked for, to the nearest end of a unit; None
-            draws one of 40 evenly spaced depths for each needle. A `Sample` has it where there is one answer.
+            draws one of 40 evenly spaced depths for each needle. A `Sample` has where the needle then lies, as a share,
+            where there is one answer.
     """
 
     haystack: Haystack = field(default_factory=Repeated)
@@ -238,13 +251,18 @@ class Needle:
         before, after = self._frame(asked)
         left = size - len(before) - len(after) - sum(len(line) + len(self.haystack.joint) for line in hidden)
         units = self.haystack(rng, left, frozenset(keys))
-        places = np.abs(boundaries(units)[:, None] - depths[order] / 100).argmin(0)
+        ends = boundaries(units)
+        places = np.abs(ends[:, None] - depths[order] / 100).argmin(0)
         text = hide(units, hidden, places.tolist())
 
         found = tuple(pairs[index][1] for key in asked for index in order if pairs[index][0] == key)
-        depth = depths[0] / 100 if self.answers == 1 else float("nan")
+        depth = ends[places[order == 0]].item() if self.answers == 1 else float("nan")
         prompt = before + self.haystack.joint.join(text) + after
-        return Question(prompt, ", ".join(found).encode(), found, float(depth))
+        return Question(prompt, ", ".join(found).encode(), found, depth)
+
+    def for_split(self, split: Split) -> Needle:
+        """The same problem in the haystack of a split."""
+        return replace(self, haystack=haystack_of(split, self.haystack))
 
     def __call__(self, rng: np.random.Generator, rows: int, length: int) -> Sample:
         """Draw `rows` problems of `length` bytes, BOS included; see `prompts.pack`.

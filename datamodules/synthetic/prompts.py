@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import ClassVar, NamedTuple, Protocol
 
@@ -17,9 +17,9 @@ import numpy as np
 from datamodules.synthetic.sample import Sample
 from datamodules.text_documents import Split, TextSource
 from datamodules.text_shakespeare import Shakespeare
+from datamodules.tokens import BOS, Bytes
 
-BOS = 256
-VOCABULARY = 257
+VOCABULARY = Bytes().size
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 
 
@@ -83,7 +83,7 @@ class Prose:
 
     Attributes:
         source: documents, read at the first row; they follow each other, and after the last comes the first.
-        split: of the source.
+        split: of the source, in training; held-out rows take those of their own.
     """
 
     source: TextSource = field(default_factory=Shakespeare)
@@ -109,6 +109,11 @@ class Prose:
             left -= int(end - begin)
             index = (index + 1) % len(starts)
         return cut(sentences, self.joint, size)
+
+
+def haystack_of(split: Split, haystack: Haystack) -> Haystack:
+    """The haystack of a split: prose is that of its documents, others are the same for all."""
+    return replace(haystack, split=split) if isinstance(haystack, Prose) else haystack
 
 
 def hide(units: Sequence[bytes], hidden: Sequence[bytes], places: Sequence[int]) -> list[bytes]:
@@ -160,4 +165,4 @@ def pack(questions: Sequence[Question], length: int, longest: int) -> Sample:
         tokens[row, start : start + len(answer)] = answer
         targets[row, start - 1 : start - 1 + len(answer)] = answer
     depth = np.array([question.depth for question in questions], dtype=np.float32)
-    return Sample(tokens, targets, depth, tuple(question.references for question in questions))
+    return Sample(tokens, targets, depth, tuple(question.references for question in questions), text=True)

@@ -5,14 +5,15 @@ RULER's solved example before the question is left out, and the answer lists var
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
 
 from datamodules.synthetic.needle import Letters, Numbers, distinct
-from datamodules.synthetic.prompts import VOCABULARY, Haystack, Question, Repeated, hide, pack, room
+from datamodules.synthetic.prompts import VOCABULARY, Haystack, Question, Repeated, haystack_of, hide, pack, room
 from datamodules.synthetic.sample import Sample
+from datamodules.text_documents import Split
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,10 @@ class VariableTracking:
         text = hide(units, [lines[index] for index in order], places[order].tolist())
         answer = tuple(chains[0])
         return Question(before + self.haystack.joint.join(text) + after, " ".join(answer).encode(), answer)
+
+    def for_split(self, split: Split) -> VariableTracking:
+        """The same problem in the haystack of a split."""
+        return replace(self, haystack=haystack_of(split, self.haystack))
 
     def __call__(self, rng: np.random.Generator, rows: int, length: int) -> Sample:
         """Draw `rows` problems of `length` bytes, BOS included; see `prompts.pack`.

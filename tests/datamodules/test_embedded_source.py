@@ -67,6 +67,8 @@ def test_a_folder_appears_complete_or_not_at_all(tmp_path: Path) -> None:
         publish_folder(final, fail)
     assert not final.exists()
     publish_folder(final, lambda folder: (folder / "whole").touch())
+    (tmp_path / "plain").mkdir()
+    assert final.stat().st_mode == (tmp_path / "plain").stat().st_mode  # as the umask has it
     publish_folder(final, fail)
     assert [path.name for path in final.iterdir()] == ["whole"]
 

@@ -12,11 +12,13 @@ import pytorch_lightning as lightning
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
+from datamodules.embedded_source import SourceError
 from datamodules.synthetic.associative_recall import MQAR
 from datamodules.synthetic.chunk_passkey import ChunkPasskey
 from datamodules.synthetic.copying import Copy
+from datamodules.synthetic.needle import Letters, Needle
 from datamodules.synthetic.sample import Sample
-from datamodules.synthetic_text import SyntheticText
+from datamodules.synthetic_text import SyntheticText, check_uncut
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -56,6 +58,15 @@ class Spelled:
         return Sample(tokens, targets, np.zeros(rows, np.float32), tuple((str(i),) for i in range(rows)))
 
 
+class Rare(Spelled):
+    """Seldom asks in the first half, too."""
+
+    def __call__(self, rng, rows, length):
+        sample = super().__call__(rng, rows, length)
+        sample.targets[rng.random(rows) < 0.02, 0] = 7
+        return sample
+
+
 @pytest.fixture
 def composed():
     def one(*overrides):
@@ -90,13 +101,19 @@ def test_batches_say_what_they_are():
     assert batch.tokens.shape == batch.targets.shape == batch.position.shape == batch.bytes.shape == (4, 20)
     assert batch.tokens.dtype == batch.targets.dtype == batch.position.dtype == batch.bytes.dtype == torch.int64
     assert (batch.position == torch.arange(20)).all()
-    assert (batch.bytes == (batch.targets != -100)).all()
-    assert batch.bytes.sum() == 4
+    assert (batch.targets != -100).sum() == 4
+    assert (batch.bytes == 0).all()  # of text, which these tokens aren't
     assert batch.fresh.all()
     assert batch.fresh.dtype == torch.bool
     assert batch.depth.dtype == torch.float32
     assert (batch.depth < 8 / 20).all()
     assert batch.references == ()
+
+
+def test_targets_of_text_are_a_byte_each():
+    (batch,) = module(family=Needle(key=Letters(4)), length=600, eval_batches=1).val_dataloader()
+    assert batch.bytes.sum() == 4 * 7
+    assert torch.equal(batch.bytes > 0, batch.targets != -100)
 
 
 def test_lengths_vary_by_batch_alike_on_all_ranks():
@@ -118,18 +135,33 @@ def test_the_same_seed_gives_the_same_epochs_and_nothing_else_does():
     streams += [
         rows(module().val_dataloader()),
         rows(module().test_dataloader()),
-        rows(module(seed=1).val_dataloader()),
+        rows(module(eval_seed=1).val_dataloader()),
     ]
     assert [len(stream) for stream in streams] == [24] * 4 + [32] * 3  # no row twice within
     assert len(set().union(*streams)) == 24 * 4 + 32 * 3  # nor among them
+    assert rows(module(seed=1).val_dataloader()) == streams[4]
 
 
 def test_held_out_batches_do_not_depend_on_ranks():
     whole = list(module(eval_batches=5).val_dataloader())
     assert all(same(*pair) for pair in zip(whole, module(eval_batches=5).val_dataloader(), strict=True))
     dealt = [list(module(rank, 2, eval_batches=5).val_dataloader()) for rank in (0, 1)]
-    assert [len(part) for part in dealt] == [3, 2]
+    assert [len(part) for part in dealt] == [3, 3]
+    padding = dealt[1].pop()
+    assert padding.tokens.shape == whole[0].tokens.shape
+    assert (padding.targets == -100).all()
+    assert (padding.bytes.sum(), padding.references) == (0, ())
     assert all(same(*pair) for part, one in enumerate(dealt) for pair in zip(one, whole[part::2], strict=True))
+
+
+@pytest.mark.parametrize("segment", [None, 6])
+def test_ranks_take_as_many_steps(segment):
+    kind = {"family": Spelled(), "length": 24, "eval_batches": 5, "segment": segment}
+    ranks = [list(module(rank, 3, **kind).test_dataloader()) for rank in range(3)]
+    assert len({len(part) for part in ranks}) == 1
+    found = [batch for part in ranks for batch in part if batch.references]
+    assert len(found) == 5
+    assert sum(int((batch.targets != -100).sum()) for part in ranks for batch in part) == 5 * 4 * 2
 
 
 @pytest.mark.parametrize("segment", [1, 7, 16, 40, 100])
@@ -153,10 +185,36 @@ def test_references_go_with_the_first_target():
     data = module(family=Spelled(), length=24, eval_batches=1)
     (whole,) = data.val_dataloader()
     assert whole.references == (("0",), ("1",), ("2",), ("3",))
-    parts = module(family=Spelled(), length=24, eval_batches=1, segment=13).val_dataloader()
-    assert [part.references for part in parts] == [whole.references, ()]  # the answer is cut in two
     parts = module(family=Spelled(), length=24, eval_batches=1, segment=6).val_dataloader()
     assert [part.references for part in parts] == [(), (), whole.references, ()]
+
+
+def test_segments_that_cut_answers_are_refused():
+    for family, length, segment in ((Spelled(), 24, 13), (Copy(), 24, 20), (MQAR(4, 256), 32, 10)):
+        with pytest.raises(
+            ValueError, match=rf"datamodule.segment={segment} cuts .* datamodule.eval_length={length}; set "
+        ):
+            module(family=family, length=length, segment=segment)
+    check_uncut(torch.tensor([[-100, 1, 2, -100], [-100, -100, -100, 3], [-100] * 4]), 3)
+    with pytest.raises(ValueError, match="cuts answers"):
+        check_uncut(torch.tensor([[-100, 1, 2, -100], [-100, -100, 1, 3]]), 3)
+    # one row in fifty: what the rows of construction didn't show is refused when it is drawn
+    data = module(family=Rare(), length=24, segment=12, eval_batch_size=1, eval_batches=200)
+    with pytest.raises(ValueError, match="cuts answers"):
+        list(data.val_dataloader())
+
+
+def test_a_source_that_cannot_be_had_is_named_alone():
+    class Gone:
+        """Has nothing."""
+
+        vocabulary = 10
+
+        def __call__(self, rng, rows, length):
+            raise SourceError("pip could not download x")
+
+    with pytest.raises(SourceError, match=r"^pip could not download x$"):
+        SyntheticText(Gone(), 10)
 
 
 def test_an_interrupted_epoch_goes_on():
@@ -236,6 +294,8 @@ def test_a_trainer_reads_new_rows_each_epoch_and_the_same_held_out(tmp_path):
         ({"segment": 0}, "datamodule.segment is 0"),
         ({"seed": -1}, "datamodule.seed is -1"),
         ({"seed": 2**32}, "datamodule.seed is 4294967296"),
+        ({"eval_seed": -1}, "datamodule.eval_seed is -1"),
+        ({"num_workers": -1}, "datamodule.num_workers is -1"),
         ({"length": 0}, "datamodule.length is 0"),
         ({"length": (64, 32)}, r"datamodule.length is \(64, 32\)"),
         ({"length": (16, 32, 64)}, r"datamodule.length is \(16, 32, 64\)"),

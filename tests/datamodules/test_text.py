@@ -6,6 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
+import compat  # noqa: F401  isort: skip
+import pytorch_lightning as lightning
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
@@ -77,7 +80,9 @@ def test_strands_restore_the_shuffled_stream(files):
     assert 0 <= len(tokens) - 3 * columns < 3 * 8  # less than a step is left out
     assert torch.equal(joined(batches).flatten(), tokens[: 3 * columns])
     assert torch.equal(joined(batches, "targets").flatten(), targets[: 3 * columns])
-    assert torch.equal(joined(batches, "position").flatten(), position[: 3 * columns])
+    read = torch.arange(3 * columns) % columns  # since the strand began
+    assert torch.equal(joined(batches, "position").flatten(), torch.minimum(position[: 3 * columns], read))
+    assert (position[: 3 * columns] > read).any()
     assert torch.equal(joined(batches, "bytes"), (joined(batches, "targets") >= 0).long())
     assert all(batch.tokens.shape == (3, 8) for batch in batches)
 
@@ -156,13 +161,16 @@ def test_windows_are_read_in_segments(files, context):
             assert row_position[column] == place - max(starts[document], number * context)
 
 
-def test_reading_on_keeps_positions_of_the_documents(files):
+def test_reading_on_counts_from_where_reading_or_the_document_began(files):
     dataset = EvaluationWindows(DocumentStream(files["test"], TABLE), 4, 8)
     batches = [dataset[index] for index in range(len(dataset))]
     assert [bool(batch.fresh.all()) for batch in batches] == [True] + [False] * (len(batches) - 1)
     position = joined(batches, "position").flatten()
     lengths = [length + 1 for length in LENGTHS["test"]]
-    assert position[: sum(lengths)].tolist() == list(chain(*map(range, lengths)))
+    read = torch.arange(sum(lengths)) % dataset.window
+    expected = torch.minimum(torch.tensor(list(chain(*map(range, lengths)))), read)
+    assert torch.equal(position[: sum(lengths)], expected)
+    assert expected.max() < dataset.window < max(lengths)
     assert (joined(batches, "targets").flatten()[sum(lengths) :] == -100).all()
 
 
@@ -216,9 +224,12 @@ def test_worker_processes_give_the_same_batches(tmp_path):
         assert one.references == other.references == ()
 
 
-def test_lightning_sets_the_epoch(tmp_path):
-    import pytorch_lightning as lightning
+def quiet_trainer(folder, **changes):
+    options = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    return lightning.Trainer(accelerator="cpu", default_root_dir=folder, **dict.fromkeys(options, False), **changes)
 
+
+def test_lightning_sets_the_epoch(tmp_path):
     class Notes(lightning.LightningModule):
         """Keeps the batches it is given."""
 
@@ -234,13 +245,7 @@ def test_lightning_sets_the_epoch(tmp_path):
             return None
 
     data, task = made(tmp_path), Notes()
-    options = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    lightning.Trainer(max_epochs=2, accelerator="cpu", **options).fit(task, data)
+    quiet_trainer(tmp_path, max_epochs=2).fit(task, data)
     expected = TrainingStrands(data.files["train"], TABLE, 2, 8)
     for epoch in range(2):
         assert torch.equal(torch.cat(task.seen[epoch], 1), joined(steps(expected, epoch)))
@@ -260,6 +265,41 @@ def test_merged_tokens_count_the_bytes_of_the_text(tmp_path):
             assert torch.equal(batch.bytes > 0, batch.targets != -100)
 
 
+def test_a_run_keeps_what_its_tokens_were_learnt(tmp_path):
+    def source(name, text):
+        (tmp_path / name).mkdir()
+        for split, count in {"train": 30, "val": 8, "test": 9}.items():
+            (tmp_path / name / f"{split}.txt").write_text(text * count)
+        return TextFiles(tmp_path / name, train="train.txt", val="val.txt", test="test.txt")
+
+    mine, other = source("mine", "the cat sat on the mat. "), source("other", "zwölf Boxkämpfer jagen Viktor. ")
+    run, text = tmp_path / "run", b"the cat sat"
+
+    def data(documents, stage, trains=False, **given):
+        found = made(tmp_path, source=documents, tokens=BPE(size=264, **given), vocabulary=264)
+        found.trainer = quiet_trainer(run) if trains else None
+        found.setup(stage)
+        return found
+
+    trained = data(mine, "fit", trains=True)
+    assert [path.name for path in run.iterdir()] == ["tokenizer.json"]
+    refit, kept = data(other, "test"), data(other, "test", path=run / "tokenizer.json")
+    ids = trained.encoder.encode(text).tolist()
+    assert kept.encoder.encode(text).tolist() == ids != refit.encoder.encode(text).tolist()
+    assert sum(int(batch.bytes.sum()) for batch in kept.test_dataloader()) == kept.files["test"].text_bytes.sum()
+
+    kept.load_state_dict(trained.state_dict())
+    with pytest.raises(ValueError, match=r"text_files: the checkpoint's tokens aren't those of this text; set .*path"):
+        refit.load_state_dict(trained.state_dict())
+    with pytest.raises(ValueError, match=r"tokenizer\.json: the run's tokens aren't those of this text; set .*path="):
+        data(other, "fit", trains=True)
+    assert data(other, "fit", trains=True, path=run / "tokenizer.json").encoder.encode(text).tolist() == ids
+    plain = made(tmp_path)
+    plain.trainer = quiet_trainer(tmp_path / "plain")
+    plain.setup("fit")
+    assert (plain.state_dict(), (tmp_path / "plain" / "tokenizer.json").exists()) == ({}, False)
+
+
 def test_shakespeare_is_predicted_whole():
     data = Text(Shakespeare(), Bytes(), 257, 256)
     try:
@@ -271,7 +311,8 @@ def test_shakespeare_is_predicted_whole():
     batches = list(data.test_dataloader())
     assert sum(int(batch.bytes.sum()) for batch in batches) == 387_257
     assert sum(int((batch.targets >= 0).sum()) for batch in batches) == 387_257
-    assert max(int(batch.position.max()) for batch in batches) == data.files["test"].text_bytes.max()
+    strand = sum(batch.tokens.shape[1] for batch in batches)
+    assert max(int(batch.position.max()) for batch in batches) == strand - 1 < data.files["test"].text_bytes.max()
 
 
 @pytest.mark.parametrize("name", ["shakespeare", "austen", "stdlib", "text_files", "wikitext103", "pg19"])
@@ -297,6 +338,9 @@ def test_configs_build(name, tokens, size):
         ({"context": -1}, r"datamodule\.context is -1"),
         ({"batch_size": 1.5}, r"datamodule\.batch_size is 1\.5"),
         ({"limit_tokens": 0}, r"datamodule\.limit_tokens is 0"),
+        ({"num_workers": -1}, r"datamodule\.num_workers is -1, expected a whole number, at least 0"),
+        ({"seed": -1}, r"datamodule\.seed is -1"),
+        ({"seed": 0.5}, r"datamodule\.seed is 0\.5"),
     ],
 )
 def test_wrong_numbers_are_refused_by_key(tmp_path, changes, message):
@@ -315,6 +359,9 @@ def test_text_that_is_too_short_is_refused_with_its_sizes(tmp_path):
     data.setup()
     with pytest.raises(ValueError, match=r"letters, val split: 96 tokens are too few for a context of 97"):
         data.val_dataloader()
+    data = made(tmp_path, segment=200, context=50)  # segments are cut to the window
+    data.setup()
+    assert {batch.tokens.shape[1] for batch in data.val_dataloader()} == {50}
     data = made(tmp_path, eval_batch_size=97)
     data.setup()
     with pytest.raises(ValueError, match=r"val split: 96 tokens are too few for 97 rows on each of 1 ranks"):

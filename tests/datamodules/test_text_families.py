@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from functools import partial
 from itertools import groupby
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -83,6 +84,18 @@ def test_the_same_generator_gives_the_same_rows(name):
     assert (first.tokens == again.tokens).all()
     assert first.references == again.references
     assert (first.tokens != other.tokens).any()
+
+
+@pytest.mark.parametrize(("name", "share"), [("qa1", 0.43), ("qa2", 0.32), ("qa3", 0.16)])
+def test_the_last_place_named_is_seldom_the_answer(name, share):
+    """The share that the config's header tells; 3 standard errors of 2000 rows."""
+    rng, right = np.random.default_rng(0), 0
+    for _ in range(2000):
+        story, asked = BABI[name]._story(rng)
+        right += asked.answer == re.findall("|".join(PLACES), " ".join(story.facts))[-1]
+    assert right / 2000 == pytest.approx(share, abs=3 * (share * (1 - share) / 2000) ** 0.5)
+    header = Path("configs/datamodule", f"babi_{name}.yaml").read_text().split("_target_")[0]
+    assert f"is right in {100 * share:.0f} %" in header
 
 
 @pytest.mark.parametrize("name", VARIABLES)

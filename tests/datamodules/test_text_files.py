@@ -1,14 +1,18 @@
 """Your own text, WikiText-103 and PG-19 in the layout of their authors, and whatever may be wrong with files."""
 
 import json
+import os
 import sys
 
 import pytest
 
+from datamodules import text_files
 from datamodules.embedded_source import SourceError
 from datamodules.text_corpora import PG19, WikiText103
-from datamodules.text_documents import SPLITS
+from datamodules.text_documents import SPLITS, check_utf8
 from datamodules.text_files import TextFiles
+from datamodules.token_files import open_token_files, write_token_files
+from datamodules.tokens import Bytes
 
 
 def write(folder, **files):
@@ -64,6 +68,66 @@ def test_given_splits_are_kept(tmp_path):
         TextFiles(tmp_path, val="held.jsonl")
 
 
+def test_given_splits_lie_within_the_path_and_share_no_file(tmp_path):
+    write(tmp_path, in__a_dot_txt="a", in__held_dot_txt="b", out_dot_txt="c")
+    for outside in ("../out.txt", str(tmp_path / "out.txt")):
+        with pytest.raises(ValueError, match=r"val=.*out\.txt is not within .*in"):
+            list(TextFiles(tmp_path / "in", train="a.txt", val=outside).documents("val"))
+    for splits in ({"train": ".", "val": "held.txt"}, {"train": "a.txt", "val": "held.txt", "test": "../in/held.txt"}):
+        with pytest.raises(
+            ValueError, match=r"held\.txt: is in (train|val) and in (val|test); give splits that share no"
+        ):
+            list(TextFiles(tmp_path / "in", **splits).documents("train"))
+
+
+def test_equal_texts_land_in_one_split_whatever_their_names(tmp_path):
+    write(tmp_path, **{f"{n}_dot_txt": f"text {n % 10}" for n in range(100)})
+    found = {split: {document.text for document in part} for split, part in all_documents(TextFiles(tmp_path)).items()}
+    assert sum(map(len, found.values())) == len(set().union(*found.values())) == 10
+    assert all(found.values())
+
+
+def test_links_and_hidden_files_are_left_alone(tmp_path):
+    write(tmp_path, texts__a_dot_txt="a", texts___dot_git__b_dot_txt="b", texts___dot_c_dot_txt="c", out__d_dot_txt="d")
+    (tmp_path / "texts" / "link.txt").symlink_to(tmp_path / "out" / "d.txt")
+    (tmp_path / "texts" / "folder").symlink_to(tmp_path / "out")
+    assert every(TextFiles(tmp_path / "texts")) == [("a.txt", b"a")]
+    (tmp_path / "linked.txt").symlink_to(tmp_path / "out" / "d.txt")
+    assert every(TextFiles(tmp_path / "linked.txt")) == [("linked.txt", b"d")]  # one that is asked for by name
+
+
+def test_suffixes_are_known_in_any_case_and_others_refused(tmp_path):
+    write(
+        tmp_path,
+        A_dot_TXT="a",
+        b_dot_JSONL='{"text": "b"}\n',
+        corpus="c",
+        d_dot_json="[]",
+        e_dot_txt_dot_gz=b"\x1f\x8b",
+    )
+    assert every(TextFiles(tmp_path)) == [("A.TXT", b"a"), ("b.JSONL#1", b"b")]
+    assert every(TextFiles(tmp_path / "corpus")) == [("corpus", b"c")]
+    for name in ("d.json", "e.txt.gz"):
+        with pytest.raises(ValueError, match=rf"{name}: \.\w+ is of no kind that is read: \.txt, .*\.parquet; convert"):
+            list(TextFiles(tmp_path / name).documents("train"))
+    assert every(TextFiles(tmp_path / "d.json", suffixes=[".json"])) == [("d.json", b"[]")]
+
+
+def test_names_that_are_not_utf8_are_read(tmp_path):
+    (tmp_path / os.fsdecode(b"caf\xe9.txt")).write_bytes(b"au lait")
+    folder = write_token_files(TextFiles(tmp_path), Bytes(), tmp_path / "cache")
+    assert open_token_files(folder)["train"].names == (os.fsdecode(b"caf\xe9.txt"),)
+
+
+def test_lines_of_other_splits_are_not_parsed_again(tmp_path, monkeypatch):
+    write(tmp_path, a_dot_jsonl="".join(json.dumps({"text": str(n)}) + "\n" for n in range(40)))
+    source, parsed = TextFiles(tmp_path), []
+    first = all_documents(source)
+    monkeypatch.setattr(text_files.json, "loads", lambda line, loads=json.loads: parsed.append(line) or loads(line))
+    assert all_documents(source) == first
+    assert len(parsed) == 40
+
+
 def test_a_line_of_jsonl_is_a_document(tmp_path):
     texts = ["first\nline", "zweite Zeile – ü", "third"]
     lines = "".join(json.dumps({"text": text, "id": 1}) + "\n\n" for text in texts)
@@ -77,6 +141,8 @@ def test_a_line_of_jsonl_is_a_document(tmp_path):
     ("line", "message"),
     [
         (b'{"text": "cut', r"a\.jsonl: line 3 is not JSON"),
+        (b"[" * 100_000, r"a\.jsonl: line 3 is not JSON that can be read \(maximum recursion"),
+        (b'{"text": ' + b"9" * 5000 + b"}", r"a\.jsonl: line 3 is not JSON that can be read \(Exceeds the limit"),
         (b'{"body": "x"}', r"a\.jsonl: line 3 has no text under 'text', found the keys 'body'"),
         (b'{"text": 4}', r"line 3 has no text under 'text'"),
         (b'["x"]', r"line 3 has no text under 'text', found list"),
@@ -96,6 +162,21 @@ def test_undecodable_text_is_named_with_its_offset(tmp_path):
     with pytest.raises(ValueError, match=r"a\.txt: byte 3 \(0xe9\) is not UTF-8"):
         list(TextFiles(tmp_path).documents("train"))
     assert (b"caf\xe9 au lait") in [document.text for document in every(TextFiles(tmp_path, allow_invalid=True))]
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 5, 7, 100])
+def test_text_is_checked_by_blocks_as_at_once(block):
+    whole = "aé€😀 – naïve".encode()
+    assert check_utf8(whole, "x", block) is whole
+    for place in range(len(whole)):
+        for broken in (whole[:place], whole[:place] + b"\xff" + whole[place:], whole[place:]):
+            try:
+                broken.decode()
+            except UnicodeDecodeError as error:
+                with pytest.raises(ValueError, match=rf"x: byte {error.start} \(0x{broken[error.start]:02x}\)"):
+                    check_utf8(broken, "x", block)
+            else:
+                assert check_utf8(broken, "x", block) == broken
 
 
 def test_empty_text_is_refused_or_left_out(tmp_path):

@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+import tracemalloc
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 
-from datamodules.text_documents import SPLITS, Document
+from datamodules.text_documents import SPLITS, Document, check_utf8
 from datamodules.token_files import open_token_files, token_folder, write_token_files
 from datamodules.tokens import BPE, Bytes
 
@@ -42,6 +43,27 @@ def test_files_hold_the_documents(tmp_path, tokens):
             assert encoder.decode(ids[1:]) == text
         assert file.ids.dtype == "<u2"
         assert len(file.ids) == file.starts[-1]
+
+
+def test_a_long_document_is_written_without_a_copy_in_ids(tmp_path):
+    text = "ab cü\n".encode() * 3_000_000  # 21 MB: its ids as int64 would have 168
+
+    class Long(Made):
+        """Known by its length."""
+
+        def identity(self, cache=None):
+            return {"source": self.name, "bytes": str(len(text))}
+
+    tracemalloc.start()
+    try:
+        check_utf8(text, "text")
+        checked = tracemalloc.get_traced_memory()[1]
+        write_token_files(Long({**TEXTS, "train": [text]}), Bytes(), tmp_path)
+        written = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert checked < 0.2 * len(text)
+    assert written < 1.5 * len(text)  # a block of 1 MB as int64, and as it is written
 
 
 def test_the_index_records_where_everything_is_from(tmp_path):
@@ -111,6 +133,21 @@ def test_a_token_out_of_range_is_named(tmp_path):
         file.read(np.arange(12).reshape(3, 4))
 
 
+BROKEN = (
+    ({"starts": [0, 3, 6]}, "3 starts and 1 bytes of val.bin for 1 documents"),
+    ({"starts": [3, 6]}, "2 starts"),
+    ({"starts": [0, 0]}, "starts of val.bin don't ascend"),
+    ({"starts": [0, 6.0]}, "starts is not a list of int"),
+    ({"starts": 6}, "starts is not a list of int"),
+    ({"bytes": []}, "0 bytes of val.bin for 1"),
+    ({"bytes": ["5"]}, "bytes is not a list of int"),
+    ({"names": "val0"}, "names is not a list of str"),
+    ({"names": [0]}, "names is not a list of str"),
+    ({"dtype": "<i2"}, "dtype '<i2' of val.bin"),
+    ({"dtype": None}, "dtype None of val.bin"),
+)
+
+
 def test_broken_files_are_named(tmp_path):
     folder = write_token_files(Made(), Bytes(), tmp_path)
     content = (folder / "val.bin").read_bytes()
@@ -119,6 +156,17 @@ def test_broken_files_are_named(tmp_path):
         open_token_files(folder)
     (folder / "val.bin").unlink()
     with pytest.raises(FileNotFoundError, match=r"val\.bin"):
+        open_token_files(folder)
+    (folder / "val.bin").write_bytes(content)
+    whole = json.loads((folder / "index.json").read_text())
+    for change, message in BROKEN:
+        index = json.loads(json.dumps(whole))
+        index["splits"]["val"] |= change
+        (folder / "index.json").write_text(json.dumps(index))
+        with pytest.raises(ValueError, match=rf"index\.json: .*{message}.*; delete the folder"):
+            open_token_files(folder)
+    (folder / "index.json").write_text(json.dumps(whole | {"size": "257"}))
+    with pytest.raises(ValueError, match="size is '257'"):
         open_token_files(folder)
     (folder / "index.json").write_text('{"form": 1}')
     with pytest.raises(ValueError, match="lacks 'splits'"):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.tokens import BOS, BPE, Bytes, MergedBytes
+from datamodules.tokens import BOS, BPE, Bytes, MergedBytes, blocks
 
 TEXTS = [
     (
@@ -84,6 +84,35 @@ def test_the_sample_bounds_what_is_learnt_from(tmp_path):
 
     encoder = BPE(size=258, sample_bytes=150).fit(texts(), tmp_path)
     assert encoder.decode(np.array([257])) == b"ab"
+
+
+def test_blocks_have_the_ids_of_the_whole(merged):
+    text = TEXTS[0] + b"\n\n  two  spaces\t \n" + b"longword" * 10 + b" end "
+    for size in (90, 200, 10_000):
+        parts = list(blocks(text, size))
+        assert b"".join(parts) == text
+        assert max(map(len, parts)) <= size
+        assert np.concatenate([merged.encode(part) for part in parts]).tolist() == merged.encode(text).tolist()
+    assert b"".join(blocks(text, 3)) == text
+    assert list(blocks(b"")) == []
+
+
+def test_a_fitted_file_is_taken_instead_of_learning(merged, tmp_path):
+    given = tmp_path / "given.json"
+    given.write_text(merged.tokenizer.to_str())
+    tokens = BPE(size=300, path=given)
+    (tmp_path / "folder").mkdir()
+    fitted = tokens.fit([b"nothing of it " * 50], tmp_path / "folder")
+    assert fitted.encode(TEXTS[0]).tolist() == merged.encode(TEXTS[0]).tolist()
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["tokenizer.json"]
+    assert tokens.load(tmp_path / "folder").size == 300
+    with pytest.raises(ValueError, match=r"given\.json: 300 ids, tokens\.size is 512"):
+        BPE(size=512, path=given).fit([], tmp_path / "folder")
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.json"):
+        BPE(size=300, path=tmp_path / "nowhere.json").identity()
+    before = tokens.identity()
+    given.write_text(merged.tokenizer.to_str(pretty=True))
+    assert before != tokens.identity()
 
 
 def test_too_little_text_for_so_many_ids_is_refused(tmp_path):

@@ -44,7 +44,7 @@ def save(path, *overrides, change=lambda config: None):
 SMALL = ("model.width=32", "model.layers=1", "model.heads=2", "model.hidden=32")
 
 
-@pytest.fixture(scope="module", params=["lm_transformer", "lm_ci"])
+@pytest.fixture(scope="module", params=["lm_tiny_transformer", "lm_ci"])
 def trained(request, tmp_path_factory):
     path = tmp_path_factory.mktemp(request.param) / "last.ckpt"
     return path, save(path, f"model={request.param}", "datamodule=shakespeare", *SMALL)
@@ -191,7 +191,7 @@ def test_a_tokenizer_that_was_learnt_is_found_again(tmp_path, capfdbinary):
     texts.mkdir()
     (texts / "a.txt").write_text(TEXT * 4)
     given = (f"datamodule.path={texts}", "datamodule.source.train=a.txt", "tokens@datamodule.tokens=bpe")
-    overrides = ("model=lm_transformer", "datamodule=text_files", *given, "datamodule.tokens.size=280", *SMALL)
+    overrides = ("model=lm_tiny_transformer", "datamodule=text_files", *given, "datamodule.tokens.size=280", *SMALL)
     path, cache = tmp_path / "bpe.ckpt", tmp_path / "cache"
     model = save(path, *overrides, change=lambda config: config["datamodule"].update(cache=str(cache)))
     assert model.vocabulary == 280
@@ -205,6 +205,10 @@ def test_a_tokenizer_that_was_learnt_is_found_again(tmp_path, capfdbinary):
     ids = torch.cat(list(generate(model, *prefill(model, prompt), 9, temperature=0, stop=256)))
     written = said(capfdbinary, path, "--text", "The sea", "--tokens", 9, "--temperature", 0).out
     assert written == fitted.decode(ids.numpy()).decode("utf-8", "replace").encode()
+    (texts / "a.txt").write_text("changed " * 99)  # what the run kept is found all the same
+    assert str(cache) in said(capfdbinary, path, "--text", "The sea", status=2).err.decode()
+    (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
+    assert said(capfdbinary, path, "--text", "The sea", "--tokens", 9, "--temperature", 0).out == written
 
 
 def test_models_trained_on_problems_in_bytes_write_too(tmp_path, capfdbinary):
@@ -237,7 +241,7 @@ def test_bad_input_is_one_line(trained, case, capfdbinary):
 
 def test_tokens_that_a_model_does_not_know_are_named(tmp_path, capfdbinary):
     path = tmp_path / "ascii.ckpt"
-    save(path, "model=lm_transformer", "datamodule=shakespeare", "model.vocabulary=128", "model.bos=null", *SMALL)
+    save(path, "model=lm_tiny_transformer", "datamodule=shakespeare", "model.vocabulary=128", "model.bos=null", *SMALL)
     prompt = b"all is plain " * 9 + "and thén not".encode()
     done = said(capfdbinary, path, "--text", prompt.decode(), "--piece", 50, status=2)
     assert b"prompt: token 195, in bytes 97 to 126, is outside the model's vocabulary of 128" in done.err
@@ -274,8 +278,23 @@ def test_a_checkpoint_calls_nothing_but_our_classes(tmp_path, target):
     def change(config):
         config["model"]["feed"] = {"_target_": target, "command": f"touch {tmp_path}/touched"}
 
-    save(tmp_path / "evil.ckpt", "model=lm_transformer", "datamodule=shakespeare", *SMALL, change=change)
+    save(tmp_path / "evil.ckpt", "model=lm_tiny_transformer", "datamodule=shakespeare", *SMALL, change=change)
     with pytest.raises(ValueError, match=f"names {target}, which isn't a class of"):
+        load(tmp_path / "evil.ckpt")
+    assert not (tmp_path / "touched").exists()
+
+
+@pytest.mark.parametrize("place", ["value", "key", "list", "source"])
+def test_a_checkpoint_resolves_nothing(tmp_path, place):
+    call = "${oc.create:'{_target_: pathlib.Path.touch, self: {_target_: pathlib.Path, _args_: [TOUCHED]}}'}"
+    call = call.replace("TOUCHED", str(tmp_path / "touched"))
+
+    def change(config):
+        model, given = config["model"], {"value": call, "key": {call: 1}, "list": [[call]]}
+        (config["datamodule"]["source"] if place == "source" else model)["vocabulary"] = given.get(place, call)
+
+    save(tmp_path / "evil.ckpt", "model=lm_tiny_transformer", "datamodule=shakespeare", *SMALL, change=change)
+    with pytest.raises(ValueError, match=r"evil\.ckpt: its config has .*oc\.create.*what was recorded is resolved"):
         load(tmp_path / "evil.ckpt")
     assert not (tmp_path / "touched").exists()
 
