@@ -207,6 +207,15 @@ def test_merged_bytes_are_learnt_from_the_training_text(text, tmp_path, capfdbin
     assert typed(train, *text, *bpe, "steps=2", f"hydra.run.dir={tmp_path}") == 0
     assert generate.main([str(tmp_path / "last.ckpt"), "--text", "Read me", "--tokens", "5", "--seed", "0"]) == 0
     assert b"read " in capfdbinary.readouterr().err
+    other = tmp_path / "other"
+    other.mkdir()
+    for split, name in {"train": "Makefile", "val": "LICENSE", "test": "launch.py"}.items():
+        (other / f"{split}.txt").write_bytes((ROOT / name).read_bytes()[:2000])
+    moved = [f"datamodule.path={other}"]
+    results = f"results={tmp_path / 'results.csv'}"
+    assert typed(evaluate, "task=lm", f"ckpt={tmp_path / 'last.ckpt'}", *moved, results, f"hydra.run.dir={tmp_path}/e") == 0
+    told = (tmp_path / "e" / ".hydra" / "overrides.yaml").read_text()
+    assert f"datamodule.tokens.path={tmp_path / 'tokenizer.json'}" in told
 
 
 def files(folder, **texts):
