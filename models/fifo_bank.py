@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -139,7 +139,7 @@ class FifoBank(nn.Module):
         self.key_value = nn.Linear(width, 2 * width, bias=False)
         self.null = nn.Parameter(torch.zeros(heads, width // heads))
         self.age_bias = nn.Parameter(torch.zeros(heads, self.groups))
-        self.pool = pool(width, writers)
+        self.pool: Any = pool(width, writers)
         self.candidate = nn.Linear(width, width)
         self.gate = nn.Linear(2 * width, width)
 

@@ -222,7 +222,8 @@ class MemoryLM(nn.Module):
             raise ValueError(f"the state belongs to another model or batch: it has {found} where {right} is needed")
 
 
-def _lasting(state: State) -> Any:
+def _lasting(state: State) -> tuple[Any, ...]:
     """What is there at any place within a chunk."""
-    layers = tuple(layer._replace(keys=None, values=None) for layer in state.layers)
-    return state.stream._replace(current=None), layers
+    stream = state.stream
+    layers = tuple((layer.carried_keys, layer.carried_values, layer.bank) for layer in state.layers)
+    return stream.document, stream.carried, stream.remembered, layers
