@@ -39,10 +39,11 @@ def by_metric(rows: Sequence[Mapping[str, str]], metrics: Sequence[str]) -> str:
 
 
 def by_context(rows: Sequence[Mapping[str, str]], metric: str) -> str:
-    """Models down, contexts across: the mean of a metric over seeds ± half the range, and every seed's last value."""
+    """Models and scalings down, contexts across: the mean of a metric over seeds ± half the range."""
     found: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        found[row["model"]][int(row["context"])].append(float(row[metric]))
+        name = row["model"] if row["scaling"] == "identity" else f"{row['model']}, {row['scaling']}"
+        found[name][int(row["context"])].append(float(row[metric]))
     contexts = sorted({context for line in found.values() for context in line})
     lines = [
         [model, str(max(map(len, line.values()))), *(spread(line[c]) if line[c] else "" for c in contexts)]
