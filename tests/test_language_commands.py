@@ -213,7 +213,10 @@ def test_merged_bytes_are_learnt_from_the_training_text(text, tmp_path, capfdbin
         (other / f"{split}.txt").write_bytes((ROOT / name).read_bytes()[:2000])
     moved = [f"datamodule.path={other}"]
     results = f"results={tmp_path / 'results.csv'}"
-    assert typed(evaluate, "task=lm", f"ckpt={tmp_path / 'last.ckpt'}", *moved, results, f"hydra.run.dir={tmp_path}/e") == 0
+    assert (
+        typed(evaluate, "task=lm", f"ckpt={tmp_path / 'last.ckpt'}", *moved, results, f"hydra.run.dir={tmp_path}/e")
+        == 0
+    )
     told = (tmp_path / "e" / ".hydra" / "overrides.yaml").read_text()
     assert f"datamodule.tokens.path={tmp_path / 'tokenizer.json'}" in told
 

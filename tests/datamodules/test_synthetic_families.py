@@ -114,7 +114,11 @@ FAMILIES = [
     (WordProblem(5, moves=2), 1, products_told),
     (WordProblem(3), 64, products_told),
 ]
-NAMED = pytest.mark.parametrize(("family", "length", "told"), FAMILIES, ids=lambda it: repr(it)[:60])
+NAMED = pytest.mark.parametrize(
+    ("family", "length", "told"),
+    FAMILIES,
+    ids=lambda it: it.__name__ if callable(it) and hasattr(it, "__name__") else repr(it)[:60],
+)
 
 
 @NAMED
