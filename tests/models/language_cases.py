@@ -11,7 +11,7 @@ from models.fusion import ScalarFusion, TokenFusion
 from models.memory_lm import MemoryLM
 from rotary import Rotary
 from rotary.frequencies import Geometric
-from rotary.scaling import Truncate
+from rotary.scaling import DynamicNTK, Truncate
 
 ROTARY = partial(Rotary, Geometric(1e4))
 FIFO = partial(FifoBank, slots=4, writers=2)
@@ -29,6 +29,7 @@ VARIANTS = {
     "token_fusion_evicted": {"fusion": TokenFusion, "bank": partial(FifoBank, slots=4, writers=2, chained=False)},
     "delta": {"bank": DeltaBank},
     "truncated_rotary": {"rotary": partial(Rotary, Geometric(1e4), Truncate(0.7))},
+    "length_dependent_rotary": {"rotary": partial(Rotary, Geometric(1e4), DynamicNTK(4.0, 8))},
     "no_rotary": {"rotary": None, "tied": True},
 }
 BOS = 3

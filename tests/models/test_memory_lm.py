@@ -234,6 +234,28 @@ def test_a_training_step_compiles_whole(variant):
         equal(found, parameter.grad, 1e-5)
 
 
+@pytest.mark.parametrize("variant", ["memory", "length_dependent_rotary", "no_rotary"])
+def test_keys_moved_on_are_keys_turned_further_on(variant):
+    turn = model(**VARIANTS[variant]).blocks[0].turn
+    keys, place = torch.randn(2, 4, 8, 8), torch.arange(8)[:, None]
+    turned, further = (turn(keys, keys, at, at)[1] for at in (place, place - 8))
+    equal(turn.moved(turned, -8), further, 1e-6)
+
+
+def test_turns_are_given_what_is_not_turned_yet():
+    """So that diagnostics hear queries and keys as the layer made them, each once, in any split."""
+    made, tokens, heard, projected = model(), text(length=20), [], []
+    block = made.blocks[0]
+    block.qkv.register_forward_hook(lambda module, inputs, output: projected.append(output.flatten(0, 1)))
+    block.turn.register_forward_pre_hook(lambda module, given: heard.append(given[:4]))
+    read_in_pieces(made, tokens, [16, 3, 1])
+    for (queries, keys, *places), output in zip(heard, projected, strict=True):
+        wanted = output.unflatten(-1, (3, 4, 8)).unbind(-3)[:2]  # (n, t, h, d)
+        equal(torch.stack((queries, keys)).transpose(-2, -3), torch.stack(wanted), 0)
+        assert all(torch.equal(place, places[0]) for place in places)
+    assert [given[2].flatten().tolist() for given in heard] == [list(range(8)), [0, 1, 2], [3]]
+
+
 def test_sparing_and_gates_are_named():
     made = model(rotary=lambda **sizes: ROTARY(**sizes, learnable=True))
     names = dict(made.named_parameters())
