@@ -7,7 +7,7 @@ from string import ascii_lowercase
 
 import numpy as np
 import pytest
-from prompt_rows import Readme, read
+from prompt_rows import Licence, read
 
 from datamodules.embedded_source import SourceError
 from datamodules.synthetic.needle import DEPTHS, Letters, Needle, Needles, Numbers, Uuids, Words, distinct
@@ -34,13 +34,13 @@ MANY = re.compile(
 )
 FAMILIES = {
     "single": Needle(key=KEY),
-    "prose": Needle(Prose(Readme()), KEY),
-    "uuid": Needle(Prose(Readme()), KEY, Uuids()),
-    "multikey": Needle(Prose(Readme()), KEY, needles=4),
+    "prose": Needle(Prose(Licence()), KEY),
+    "uuid": Needle(Prose(Licence()), KEY, Uuids()),
+    "multikey": Needle(Prose(Licence()), KEY, needles=4),
     "multikey_words": Needle(Needles(KEY), KEY),
     "multikey_uuids": Needle(Needles(Uuids(), Uuids()), Uuids(), Uuids()),
-    "multivalue": Needle(Prose(Readme()), KEY, values=4),
-    "multiquery": Needle(Prose(Readme()), KEY, needles=4, queries=4),
+    "multivalue": Needle(Prose(Licence()), KEY, values=4),
+    "multiquery": Needle(Prose(Licence()), KEY, needles=4, queries=4),
     "some_of_many": Needle(Needles(KEY), KEY, needles=5, values=2, queries=3),
     "tiny": Needle(key=Letters(2), value=Numbers(1)),
 }
@@ -111,7 +111,7 @@ def test_the_same_generator_gives_the_same_rows(name):
 
 
 @pytest.mark.parametrize(
-    "haystack", [Repeated(), Prose(Readme()), Needles(KEY)], ids=lambda haystack: type(haystack).__name__
+    "haystack", [Repeated(), Prose(Licence()), Needles(KEY)], ids=lambda haystack: type(haystack).__name__
 )
 @pytest.mark.parametrize("needles", [1, 4])
 @pytest.mark.parametrize("depth", [0, 13.5, 50, 98, 100, None])
@@ -132,7 +132,7 @@ def test_the_needle_lies_where_the_depth_says(haystack, needles, depth):
             assert before == told
 
 
-@pytest.mark.parametrize("haystack", [Repeated(), Prose(Readme())], ids=lambda haystack: type(haystack).__name__)
+@pytest.mark.parametrize("haystack", [Repeated(), Prose(Licence())], ids=lambda haystack: type(haystack).__name__)
 def test_in_short_rows_too_the_depth_is_where_the_needle_lies(haystack):
     """Seven lines of noise leave a needle eight places, up to 7 % away from what was asked for."""
     sample = draw(Needle(haystack, KEY), 1024, 200)
@@ -165,8 +165,8 @@ def test_noise_is_one_line_repeated_and_cut_at_the_end():
 
 @pytest.mark.parametrize("length", [1000, 12_000])  # the pages have 7,000 bytes: the longer row goes around
 def test_prose_is_a_stretch_of_the_documents(length):
-    corpus = " ".join(word.decode() for document in Readme().documents("train") for word in document.text.split())
-    for prompt, _ in read(draw(Needle(Prose(Readme()), KEY, depth=50), length, rows=3), length):
+    corpus = " ".join(word.decode() for document in Licence().documents("train") for word in document.text.split())
+    for prompt, _ in read(draw(Needle(Prose(Licence()), KEY, depth=50), length, rows=3), length):
         context, (key,), _ = parse(prompt)
         prose = re.sub(NEEDLE.pattern.replace(r"(\S+) is", f"{key} is") + " ", "", context)
         assert len(prose) < len(context) - 20

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from prompt_rows import Readme, read
+from prompt_rows import Licence, read
 
 from datamodules.embedded_source import SourceError
 from datamodules.synthetic.babi import (
@@ -28,7 +28,7 @@ from datamodules.synthetic.variable_tracking import VariableTracking
 from datamodules.synthetic.word_lists import word_list
 from datamodules.synthetic.words import CommonWords, FrequentWords, numbered, numbered_size
 
-PROSE = Prose(Readme())
+PROSE = Prose(Licence())
 BABI = {
     "qa1": Babi(where_is_person, 6, False, PROSE),
     "qa2": Babi(where_is_object, 12, True, PROSE),
@@ -38,7 +38,7 @@ VARIABLES = {
     "variables": VariableTracking(),
     "many_chains": VariableTracking(chains=4, hops=2),
     "no_hops": VariableTracking(hops=0),
-    "tiny_variables": VariableTracking(Prose(Readme()), name=Letters(2), value=Numbers(1)),
+    "tiny_variables": VariableTracking(Prose(Licence()), name=Letters(2), value=Numbers(1)),
 }
 COMMON = {"common": CommonWords(repeats=8), "ruler": CommonWords(), "few": CommonWords(3, 5, 1)}
 FREQUENT = {"frequent": FrequentWords(), "flat": FrequentWords(1.5, Letters(3))}
