@@ -21,6 +21,59 @@ class ImageBatch(NamedTuple):
     targets: Tensor
 
 
+class Boxes(NamedTuple):
+    """Objects of one image.
+
+    Attributes:
+        boxes: (n, 4) float32 x1, y1, x2, y2 in pixels of the image as the batch has it; n may be 0.
+        labels: (n,) int64, 0 … classes − 1 in the order of the data set's `class_names`.
+        areas: (n,) float32: pixels of the object in the image as its file has it, which tells small from large.
+        crowd: (n,) bool: a group too dense to part (COCO's iscrowd); never in training batches.
+        image_id: the data set's id of the image.
+        original: height and width of the image as its file has it, pixels.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    areas: Tensor
+    crowd: Tensor
+    image_id: int
+    original: tuple[int, int]
+
+
+class DetectionBatch(NamedTuple):
+    """Images with boxes, each padded at the right and below with zeros to the largest of the batch.
+
+    Attributes:
+        images: normalised colour images, float32, shape (B, 3, H, W).
+        sizes: height and width of each image inside its padding, int64, shape (B, 2).
+        targets: B of them.
+    """
+
+    images: Tensor
+    sizes: Tensor
+    targets: tuple[Boxes, ...]
+
+
+class SegmentationBatch(NamedTuple):
+    """Images with a class for every pixel, each padded at the right and below to the largest of the batch.
+
+    Attributes:
+        images: normalised colour images, float32, shape (B, 3, H, W), padded with zeros.
+        sizes: height and width of each image inside its padding, int64, shape (B, 2).
+        targets: class of each pixel, int64, shape (B, H', W'); 255 where it isn't told, and in the padding. In training
+            (H', W') is (H, W); in evaluation it is the size that the files have.
+        target_sizes: height and width of each target inside its padding, int64, shape (B, 2).
+        image_ids: the file names of the images, without folder and ending.
+    """
+
+    images: Tensor
+    sizes: Tensor
+    targets: Tensor
+    target_sizes: Tensor
+    image_ids: tuple[str, ...]
+
+
 class SceneBatch(NamedTuple):
     """Traffic scenes, padded to b scenes of a agents over t steps of 0.1 s and m map pieces, each in a frame of its own.
 
