@@ -54,7 +54,7 @@ def run(cfg: DictConfig) -> None:
 
 def _unscaled(cfg: DictConfig) -> str | None:
     """Why scalings are nothing for this model, if they are nothing."""
-    if cfg.model.get("rotary", True) is None:
+    if None in (cfg.model.get("rotary", True), cfg.get("position", {}).get("rotary", True)):
         return "has no rotary to scale"
     if cfg.evaluation.get("scaled_with", True) is None:
         return "turns no further in a longer context, so nothing is scaled"

@@ -8,9 +8,9 @@ from typing import Any, Generic, TypeVar, cast
 
 import pytorch_lightning as pl
 import torch
-from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
+from tasks.parameter_groups import Grouping, Groups, plain
 from tasks.schedules import Schedule
 
 Batch = TypeVar("Batch")
@@ -20,10 +20,12 @@ class Task(pl.LightningModule, Generic[Batch]):
     """Loss, schedule, logging and the guard against NaN, around a model.
 
     Args:
-        model: the network; its `no_weight_decay()` names parameters spared from decay, beside biases and 1D ones.
+        model: the network; its `no_weight_decay()`, and its parts', name parameters spared from decay, beside biases and
+            1D ones.
         optimizer: makes the optimizer from parameter groups.
         weight_decay: of the decayed group.
         schedule: learning rate over the run; None keeps it constant.
+        groups: model, weight decay → parameter groups, whose `lr_scale` the schedule obeys.
         compile: run the model through torch.compile, in place, so that checkpoints don't notice.
     """
 
@@ -34,11 +36,13 @@ class Task(pl.LightningModule, Generic[Batch]):
         *,
         weight_decay: float = 0.0,
         schedule: Schedule | None = None,
+        groups: Grouping = plain,
         compile: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
         self.make_optimizer, self.weight_decay, self.schedule = optimizer, weight_decay, schedule
+        self.make_groups = groups
         if compile:
             model.compile()
 
@@ -103,14 +107,16 @@ class Task(pl.LightningModule, Generic[Batch]):
         groups = [module for name, module in self.model.named_modules() if name.split(".")[-1] == "blocks"]
         return [block for group in groups for block in group.children()]
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Two groups, decayed and spared. Frequencies, absolute embeddings and class tokens are spared by name."""
-        spared: set[str] = getattr(self.model, "no_weight_decay", set)()
-        return param_groups_weight_decay(self.model, self.weight_decay, no_weight_decay_list=tuple(spared))
+    def parameter_groups(self) -> Groups:
+        """As `groups` divides the model. Frequencies, absolute embeddings and class tokens are spared from decay by name."""
+        return self.make_groups(self.model, self.weight_decay)
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.make_optimizer(self.parameter_groups())
+        groups = self.parameter_groups()
+        optimizer = self.make_optimizer(groups)
         if self.schedule is None:
+            if any(group.get("lr_scale", 1.0) != 1.0 for group in groups):
+                raise ValueError("task.groups scales learning rates, which only a schedule applies: give task.schedule")
             return optimizer
         steps = int(self.trainer.estimated_stepping_batches)
         if self.trainer.ckpt_path is not None:
