@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 export OMP_NUM_THREADS = 1
 
-.PHONY: demo demo-driving demo-language test test-slow lint bench oracle clean
+.PHONY: demo demo-driving demo-language demo-dense test test-slow lint bench oracle clean
 
 demo: $(VENV)/train.stamp
 	bash scripts/demo.sh $(BIN)/python
@@ -21,6 +21,10 @@ demo-driving: $(VENV)/train.stamp
 # a byte model with a memory, trained on plays; then text in longer windows and hidden numbers, a core each
 demo-language: $(VENV)/train.stamp
 	bash scripts/demo_language.sh $(BIN)/python
+
+# a detector and a segmenter on scenes of real cut-outs, tested at other sizes and drawn, a core each
+demo-dense: $(VENV)/coco.stamp
+	bash scripts/demo_dense.sh $(BIN)/python
 
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
@@ -40,6 +44,7 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/python -m bench.agents --json outputs/bench/agents.json
 	$(BIN)/python -m bench.sim_agents --json outputs/bench/sim_agents.json
 	$(BIN)/python -m bench.language --json outputs/bench/language.json
+	$(BIN)/python -m bench.deformable --json outputs/bench/deformable.json
 
 $(VENV)/python.stamp:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -52,8 +57,12 @@ $(VENV)/train.stamp: $(VENV)/python.stamp pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train]'
 	touch $@
 
-$(VENV)/dev.stamp: $(VENV)/train.stamp
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,waymo,dev]'
+$(VENV)/coco.stamp: $(VENV)/train.stamp
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,coco]'
+	touch $@
+
+$(VENV)/dev.stamp: $(VENV)/coco.stamp
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,waymo,coco,mmdet,dev]'
 	touch $@
 
 # Waymo's own metrics, on a TensorFlow of their own beside our environment: 1.7 GB, optional

@@ -114,7 +114,7 @@ def with_overrides_of_checkpoint(arguments: list[str], swept: Sequence[str] = ("
     if path is None:
         return
     runs = sorted(Path(path).glob("*/last.ckpt")) if Path(path).is_dir() else []
-    of_training = ["ckpt", "resume", "fused_attention", "trainer", "callbacks", "loggers", "hydra"]
+    of_training = ["ckpt", "pretrained", "resume", "fused_attention", "trainer", "callbacks", "loggers", "hydra"]
     of_training += swept if runs else []
     try:
         run = recorded(runs[0] if runs else path)
@@ -150,7 +150,8 @@ def given_arguments(arguments: list[str]) -> None:
 
 def prepare(cfg: DictConfig) -> None:
     """Threads, matmul precision and the noise of libraries, before anything is built."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for noisy in ("pytorch_lightning", "faster_coco_eval"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*", module="pytorch_lightning")
     warnings.filterwarnings("ignore", message=".*pin_memory.*no accelerator")
     if cfg.threads is not None:

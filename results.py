@@ -106,7 +106,7 @@ def save_figure(figure: Any, path: str | Path, dpi: int = 130) -> None:
 
 def curves(rows: Sequence[Row], metric: str) -> dict[tuple[str, str], dict[str, list[float]]]:
     """(model, scaling) → resolution → values of all checkpoints, the last row of each checkpoint counting."""
-    latest = {(r["model"], r["scaling"], r["resolution"], r["ckpt"], r["split"]): r for r in rows if r.get(metric)}
+    latest = {(r["model"], r["scaling"], r["resolution"], r["ckpt"], r["split"]): r for r in rows if known(r, metric)}
     found: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in latest.values():
         found[row["model"], row["scaling"]][row["resolution"]].append(float(row[metric]))
@@ -126,27 +126,32 @@ def print_table(rows: Sequence[Row], metric: str = "top1") -> None:
     Console(width=None if os.isatty(1) else 140).print(table)
 
 
-def draw(rows: Sequence[Row], path: str | Path, metric: str = "top1") -> None:
-    """PNG of the metric against the test resolution, one line a model and scaling, the training resolution marked."""
+def draw(rows: Sequence[Row], path: str | Path, metrics: Sequence[str] = ("top1",)) -> None:
+    """PNG of metrics against the test resolution, a panel each, one line a model and scaling, the training size marked."""
     pyplot = drawing()
     styles = {"identity": "-", "interpolate": ":", "ntk": "--", "yarn": "-."}
-    lines = curves(rows, metric)
-    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    colours = {model: f"C{i}" for i, model in enumerate(sorted({model for model, _ in lines}))}
-    for (model, scaling), line in sorted(lines.items()):
-        order = sorted(line, key=_pixels)
-        x, runs = [_pixels(r) for r in order], [[100 * v for v in line[r]] for r in order]
-        mean = [sum(values) / len(values) for values in runs]
-        name = model if scaling in ("identity", "none") else f"{model}, {scaling}"
-        axes.plot(x, mean, styles.get(scaling, "-"), marker="o", markersize=3, color=colours[model], label=name)
-        if max(len(values) for values in runs) > 1:
-            axes.fill_between(x, [min(v) for v in runs], [max(v) for v in runs], color=colours[model], alpha=0.15)
-    for trained in {row["trained_at"] for row in rows if row.get("trained_at", "").isdigit()}:
-        axes.axvline(int(trained), color="0.6", linestyle="--", linewidth=1)
-        axes.annotate("training", (int(trained), axes.get_ylim()[0]), rotation=90, va="bottom", ha="right", color="0.4")
-    axes.set(xlabel="test resolution (pixels)", ylabel=f"{metric} (%)")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    figure, panels = pyplot.subplots(
+        1, len(metrics), figsize=(1 + 6 * len(metrics), 4.5), layout="constrained", squeeze=False
+    )
+    colours = {model: f"C{i}" for i, model in enumerate(sorted({row["model"] for row in rows}))}
+    for axes, metric in zip(panels[0], metrics, strict=True):
+        lines = curves(rows, metric)
+        for (model, scaling), line in sorted(lines.items()):
+            order = sorted(line, key=_pixels)
+            x, runs = [_pixels(r) for r in order], [[100 * v for v in line[r]] for r in order]
+            mean = [sum(values) / len(values) for values in runs]
+            name = model if scaling in ("identity", "none") else f"{model}, {scaling}"
+            axes.plot(x, mean, styles.get(scaling, "-"), marker="o", markersize=3, color=colours[model], label=name)
+            if max(len(values) for values in runs) > 1:
+                axes.fill_between(x, [min(v) for v in runs], [max(v) for v in runs], color=colours[model], alpha=0.15)
+        for trained in {row["trained_at"] for row in rows if row.get("trained_at", "").isdigit()}:
+            axes.axvline(int(trained), color="0.6", linestyle="--", linewidth=1)
+            axes.annotate(
+                "training", (int(trained), axes.get_ylim()[0]), rotation=90, va="bottom", ha="right", color="0.4"
+            )
+        axes.set(xlabel="test resolution (pixels)", ylabel=f"{metric} (%)")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
     save_figure(figure, path, dpi=150)
 
 
@@ -183,16 +188,23 @@ class Report(Callback):
 
 
 class ResolutionFigure(Report):
-    """Top-1 by resolution and scaling, drawn as `resolution.png`."""
+    """Shares that are right, by resolution and scaling: a table a metric, and `resolution.png`.
 
-    needs = "top1"
+    Args:
+        metrics: columns to show where rows have them.
+    """
+
+    def __init__(self, metrics: Sequence[str] = ("top1",)) -> None:
+        self.metrics, self.needs = list(metrics), " or ".join(metrics)
 
     def own(self, rows: Sequence[Row]) -> list[Row]:
-        return [row for row in rows if row.get("top1")]
+        return [row for row in rows if row.get("resolution") and any(known(row, metric) for metric in self.metrics)]
 
     def show(self, rows: Sequence[Row], path: Path) -> None:
-        print_table(rows)
-        draw(rows, path.parent / "resolution.png")
+        shown = [metric for metric in self.metrics if any(known(row, metric) for row in rows)]
+        for metric in shown:
+            print_table(rows, metric)
+        draw(rows, path.parent / "resolution.png", shown)
         print(f"results: {path}\nfigure: {path.parent / 'resolution.png'}")
 
 

@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from launch import given_arguments, one_line_errors, prepare, register_resolvers
-from models.convert import load_checkpoint
+from models.convert import load_backbone, load_checkpoint
 from tasks.base import Task
 from tasks.record import Record, recorded
 
@@ -35,6 +35,8 @@ def run(cfg: DictConfig) -> None:
     task: Task = instantiate(cfg.task)
     if cfg.ckpt is not None:  # resuming, this only checks that the weights fit
         load_checkpoint(task.model, cfg.ckpt, resize=not cfg.resume)
+    elif cfg.get("pretrained") is not None:
+        load_backbone(task.model, cfg.pretrained)
     record = Record(folder, OmegaConf.to_container(cfg, resolve=True), HydraConfig.get().overrides.task)  # type: ignore[arg-type]
     callbacks = [*instantiate(cfg.callbacks).values(), record]
     loggers = [logger for logger in instantiate(cfg.loggers).values() if logger is not None]

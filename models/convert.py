@@ -99,6 +99,24 @@ def load_checkpoint(model: nn.Module, path: str | Path, *, resize: bool = False,
     return Loaded(source.name, describe(state), resized, skipped)
 
 
+def load_backbone(model: nn.Module, path: str | Path) -> Loaded:
+    """Load the weights of a classifier into the backbone of a dense model, all but what the classifier alone has.
+
+    Args:
+        model: with a `backbone`, whose trunk, or itself, says what is `not_pretrained`: beginnings of names.
+        path: as for `load_checkpoint`.
+
+    Raises:
+        ValueError: as `load_checkpoint`, or the model has no backbone.
+    """
+    backbone = getattr(model, "backbone", None)
+    trunk = getattr(backbone, "trunk", backbone)
+    if not isinstance(trunk, nn.Module):
+        raise ValueError(f"pretrained={path}: {type(model).__name__} has no backbone to load it into")
+    skip: tuple[str, ...] = getattr(trunk, "not_pretrained", ())
+    return load_checkpoint(trunk, path, resize=True, skip=skip)
+
+
 def export(model: nn.Module, path: str | Path, architecture: str | None = None) -> None:
     """Write the weights as safetensors, all at once or not at all, in their own dtypes.
 

@@ -39,15 +39,21 @@ class RotaryAttention(nn.Module):
     def forward(
         self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
-        """(b, n, c) → (b, n, c); `rope` is the unit phase (n, 1, h|1, r) of every token, prefix tokens included."""
-        b, n, _ = x.shape
-        qkv = self.qkv(x).view(b, n, 3, self.num_heads, self.head_dim)
+        """(b, *n, c) → (b, *n, c), n tokens in a row or rows · columns of them.
+
+        `rope` is the unit phase ([b,] n, 1, h|1, r) of every token, prefix tokens included.
+        """
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))
+        return self.proj_drop(self.proj(self._attend(qkv, rope, attn_mask, is_causal)))
+
+    def _attend(self, qkv: Tensor, rope: Tensor | None, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
+        shape, qkv = qkv.shape[:-3], qkv.flatten(1, -4)  # (b, n, 3, h, d)
         turned = qkv[:, :, :2] if rope is None else rotate(qkv[:, :, :2], rope)  # (b, n, 2, h, d)
         q, k = turned.permute(2, 0, 3, 1, 4)
         v = qkv[:, :, 2].transpose(1, 2)
         dropout = self.attn_drop.p if self.training else 0.0
         x = scaled_dot_product_attention(q, k, v, attn_mask, dropout, is_causal, scale=self.scale)
-        return self.proj_drop(self.proj(x.transpose(1, 2).reshape(b, n, -1)))
+        return x.transpose(1, 2).reshape(*shape, -1)
 
 
 class RopeViT(Eva):
@@ -117,7 +123,7 @@ class RopeViT(Eva):
             **others,
         )
         if rotary is not None:
-            self.rope = PatchPhases(
+            self.rope = self._phases(
                 rotary,
                 depth=depth,
                 heads=num_heads,
@@ -128,10 +134,16 @@ class RopeViT(Eva):
             )
             self.rope_mixed = True  # the seat answers with one phase a block
         gain = self.rope.logit_gain if isinstance(self.rope, PatchPhases) else 1.0
-        for block in self.blocks:
-            block.attn = RotaryAttention(cast(AttentionRope, block.attn), gain)
+        for index, block in enumerate(self.blocks):
+            block.attn = self._attention(index, cast(AttentionRope, block.attn), gain)
             if drop_path_rate > 0:
                 block.drop_path1, block.drop_path2 = DropPath(drop_path_rate), DropPath(drop_path_rate)
+
+    def _phases(self, rotary: RotaryFactory, **layers: Any) -> PatchPhases:
+        return PatchPhases(rotary, **layers)
+
+    def _attention(self, index: int, attention: AttentionRope, logit_gain: float) -> RotaryAttention:
+        return RotaryAttention(attention, logit_gain)
 
     def _init_weights(self, m: nn.Module, needs_reset: bool = True) -> None:
         super()._init_weights(m, needs_reset)
