@@ -27,13 +27,12 @@ class MatchCosts(NamedTuple):
 
 
 class LossWeights(NamedTuple):
-    """How much a term counts in the sum that is minimised; `denoising` and `dense` multiply the other three."""
+    """How much a term counts in the sum that is minimised; `denoising` multiplies the other three."""
 
     classes: float = 1.0
     l1: float = 5.0
     giou: float = 2.0
     denoising: float = 1.0
-    dense: float = 1.0
 
 
 class Objects(NamedTuple):

@@ -62,7 +62,6 @@ class Answers(NamedTuple):
         noised: of the noised objects, by every decoder layer; None where there are none.
         places: b of (groups · n,) int64: which noised queries should find their object.
         groups: how often each object was noised.
-        cells: of every cell, (1, b, n, …), in training where `dense` asks for it.
     """
 
     found: Predictions
@@ -70,18 +69,10 @@ class Answers(NamedTuple):
     noised: Predictions | None = None
     places: Sequence[Tensor] = ()
     groups: int = 0
-    cells: Predictions | None = None
 
 
 def _logit(share: Tensor) -> Tensor:
     return torch.logit(share, eps=1e-5)
-
-
-def _pick(of_cells: Tensor, cells: Tensor) -> Tensor:
-    """(b, n) or (b, n, c) at (b, q) → (b, q) or (b, q, c)."""
-    if of_cells.ndim == 2:
-        return of_cells.gather(1, cells)
-    return of_cells.gather(1, cells[..., None].expand(-1, -1, of_cells.shape[-1]))
 
 
 class RTDetr(nn.Module):
@@ -100,8 +91,6 @@ class RTDetr(nn.Module):
         feed_forward: hidden units of the transformer layers.
         encoder_layers: self-attention on the coarsest map; 0 for convolutions alone.
         expansion: inner width of the convolution blocks, as a part of `width`.
-        dense: cells of the maps that are taught each object in training (one-to-many, arXiv 2207.13080); 0 for none, as
-            the paper, which serves long training.
         denoising: noised objects shown beside the queries in training, about so many of each image; 0 for none.
         label_noise: share of the noised objects that may get a wrong label.
         box_noise: how far a noised box is off, in halves of its size.
@@ -128,7 +117,6 @@ class RTDetr(nn.Module):
         feed_forward: int = 1024,
         encoder_layers: int = 1,
         expansion: float = 1.0,
-        dense: int = 0,
         denoising: int = 100,
         label_noise: float = 0.5,
         box_noise: float = 1.0,
@@ -149,8 +137,7 @@ class RTDetr(nn.Module):
             raise ValueError(f"box_noise={box_noise} should be above 0; denoising=0 turns noised objects off")
         self.backbone, self.num_classes, self.strides = backbone, num_classes, strides
         self.queries, self.detections, self.anchor = queries, detections, anchor
-        self.dense, self.denoising = dense, denoising
-        self.label_noise, self.box_noise = label_noise, box_noise
+        self.denoising, self.label_noise, self.box_noise = denoising, label_noise, box_noise
         self.matchability = matchability
         self.costs, self.weights = costs or MatchCosts(), weights or LossWeights()
         config = RTDetrV2Config(
@@ -237,8 +224,8 @@ class RTDetr(nn.Module):
             targets: objects of each image, boxes in pixels.
 
         Returns:
-            Weighted scalars "classes", "l1", "giou" (proposals and all decoder layers), "denoising" and, where `dense` asks
-            for it, "dense" (both 0 in evaluation); or b `Detections`.
+            Weighted scalars "classes", "l1", "giou" (proposals and all decoder layers) and "denoising" (0 in
+            evaluation); or b `Detections`.
         """
         if targets is None:
             return self._detections(self.answer(images, sizes), sizes)
@@ -270,9 +257,7 @@ class RTDetr(nn.Module):
         memory = torch.cat([features.flatten(2).transpose(1, 2) for features in maps], dim=1)  # (b, n, c)
         valid = torch.cat([mask.flatten(1) for mask in cells], dim=1)  # (b, n)
         shapes = [(features.shape[2], features.shape[3]) for features in maps]
-        every, best, features, usable = self._propose(memory, valid, shapes, sizes)
-        logits, boxes, real = (_pick(of_cells, best) for of_cells in (every.logits[0], every.boxes[0], usable))
-        queries = _pick(features, best).detach()
+        queries, logits, boxes, real = self._propose(memory, valid, shapes, sizes)
         place, mask, noise = boxes.detach(), ~real[:, None, None], None
         if objects is not None and self.denoising and self.training:
             known, noised, apart, noise = get_contrastive_denoising_training_group(
@@ -295,11 +280,10 @@ class RTDetr(nn.Module):
             torch.cat((logits[None], said.logits[:, :, shown:])).masked_fill(~real[..., None], _ABSENT),
             torch.cat((boxes[None], said.boxes[:, :, shown:])),
         )
-        told = every if self.dense and self.training and objects is not None else None
         if noise is None:
-            return Answers(found, real, cells=told)
+            return Answers(found, real)
         noised = Predictions(said.logits[:, :, :shown], said.boxes[:, :, :shown])
-        return Answers(found, real, noised, noise["dn_positive_idx"], noise["dn_num_group"], told)
+        return Answers(found, real, noised, noise["dn_positive_idx"], noise["dn_num_group"])
 
     def _anchors(self, shapes: Sequence[tuple[int, int]], sizes: Tensor) -> tuple[Tensor, Tensor]:
         """(b, n, 4) logits of a box around every cell, as parts of each image; (b, n) bool, which of them are usable."""
@@ -315,15 +299,21 @@ class RTDetr(nn.Module):
 
     def _propose(
         self, memory: Tensor, valid: Tensor, shapes: Sequence[tuple[int, int]], sizes: Tensor
-    ) -> tuple[Predictions, Tensor, Tensor, Tensor]:
-        """What all cells say (1, b, n, …), the best of them (b, q), their features (b, n, c), which can be used (b, n)."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Features (b, q, c), logits (b, q, classes) and boxes (b, q, 4) of the best cells; which of them are usable."""
         anchors, usable = self._anchors(shapes, sizes)
         usable &= valid
         features = self.enc_output(memory * usable[..., None])
-        logits = self.enc_score_head(features).float().masked_fill(~usable[..., None], _ABSENT)
-        boxes = (self.enc_bbox_head(features).float() + anchors).sigmoid()
-        best = logits.detach().amax(-1).topk(min(self.queries, logits.shape[1])).indices
-        return Predictions(logits[None], boxes[None]), best, features, usable
+        logits = self.enc_score_head(features).float()
+        scores = logits.detach().amax(-1).masked_fill(~usable, -torch.inf)
+        best = scores.topk(min(self.queries, scores.shape[1])).indices
+
+        def pick(of_cells: Tensor) -> Tensor:
+            return of_cells.gather(1, best[..., None].expand(-1, -1, of_cells.shape[-1]))
+
+        chosen = pick(features)
+        boxes = (self.enc_bbox_head(chosen).float() + pick(anchors)).sigmoid()
+        return chosen.detach(), pick(logits), boxes, usable.gather(1, best)
 
     def _decode(
         self,
@@ -366,13 +356,6 @@ class RTDetr(nn.Module):
         with torch.autocast(found.logits.device.type, enabled=False):
             matches = match(found.logits, found.boxes, objects, self.costs)
             parts = self._weighted(terms(found.logits, found.boxes, matches, objects, count, self.matchability))
-            if self.dense:
-                parts["dense"] = count.new_zeros(())
-            if answers.cells is not None:
-                copies = [Objects(boxes.repeat(self.dense, 1), labels.repeat(self.dense)) for boxes, labels in objects]
-                matches = match(*answers.cells, copies, self.costs)
-                learned = terms(*answers.cells, matches, copies, count * self.dense, self.matchability)
-                parts["dense"] = self.weights.dense * torch.stack(list(self._weighted(learned).values())).sum()
             parts["denoising"] = count.new_zeros(())
             if noised is not None:
                 matches = match_noised(answers.places, answers.groups, objects, len(noised.logits))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -65,7 +65,7 @@ class Segmentation(Task[SegmentationBatch]):
 
     def scores(self, images: Tensor) -> Tensor:
         """Scores (b, classes, h, w) of images, each alike in size, by windows and scales as the task is set."""
-        once = self.model
+        once: Callable[[Tensor], Tensor] = self.model
         if self.crop is not None and self.stride is not None:
             once = partial(sliding_window, self.model, crop=self.crop, stride=self.stride)
         if self.ratios == (1.0,) and not self.flip:

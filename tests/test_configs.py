@@ -119,6 +119,42 @@ def test_language_experiments_resolve_and_build(experiment):
     assert "Expected" in header(experiment)
 
 
+@pytest.mark.parametrize("experiment", experiments("coco") + experiments("ade20k"))
+def test_dense_experiments_resolve_and_build(experiment):
+    kind = experiment.split("_")[0]
+    if "_dino_" in experiment:
+        pytest.importorskip("mmdet")
+    cfg = composed(f"experiment={experiment}", "datamodule.path=/data", task=kind)
+    OmegaConf.to_container(cfg.trainer, resolve=True)
+    task = instantiate(cfg.task)
+    instantiate(cfg.callbacks)
+    instantiate(cfg.evaluation.callbacks)
+    instantiate(cfg.datamodule)
+    groups = task.parameter_groups()
+    assert sum(len(group["params"]) for group in groups) == sum(p.requires_grad for p in task.model.parameters())
+    assert {0.1, 1.0} == {group["lr_scale"] for group in groups} or "uper" in experiment
+    assert task.make_optimizer(groups).param_groups[0]["lr"] == cfg.task.optimizer.lr
+    assert "2403.13298" in header(experiment)
+    assert "Expected" in header(experiment)
+
+
+DENSE = [(model, "vitdet_nano") for model in ("rt_detr_nano", "dino_nano")] + [
+    (model, "taps_nano") for model in ("uper_net_nano", "mask2former_nano")
+]
+
+
+@pytest.mark.parametrize("position", ["ape", "axial", "mixed", "axial_ape", "mixed_ape"])
+@pytest.mark.parametrize(("model", "backbone"), DENSE)
+def test_dense_models_take_every_position(model, backbone, position):
+    if model.startswith("dino"):
+        pytest.importorskip("mmdet")
+    kind = "coco" if backbone == "vitdet_nano" else "ade20k"
+    cfg = composed(f"model={model}", f"backbone={backbone}", f"position={position}", task=kind)
+    trunk = instantiate(cfg.model).backbone.trunk
+    assert (trunk.pos_embed is not None) == ("ape" in position)
+    assert (trunk.rope is not None) == (position != "ape")
+
+
 def rates(cfg):
     """The learning rate of every epoch, and the one behind the last."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=cfg.task.optimizer.lr)

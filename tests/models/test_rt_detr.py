@@ -220,45 +220,13 @@ def test_more_objects_than_queries_train():
 
 @pytest.mark.parametrize("training", [False, True])
 def test_order_of_objects_does_not_matter(training):
-    model = lively(small(denoising=0, dense=3)).train(training)
+    model = lively(small(denoising=0)).train(training)
     images, sizes, targets = batch(6, 4)
     order = [torch.randperm(len(labels)) for _, labels in targets]
     shuffled = [Objectlist(boxes[i], labels[i]) for (boxes, labels), i in zip(targets, order, strict=True)]
     losses, again = model(images, sizes, targets), model(images, sizes, shuffled)
     for name, value in losses.items():
         torch.testing.assert_close(again[name], value)
-
-
-def test_dense_teaches_every_object_to_so_many_cells():
-    model = lively(small(dense=4)).train()
-    images, sizes, targets = batch(3, 0, 2)
-    objects = [Objects(to_centres(boxes / 96), labels) for boxes, labels in targets]
-    cells = model.answer(images, sizes, objects).cells
-    assert cells.logits.shape == (1, 3, 12 * 12 + 6 * 6 + 3 * 3, 5)
-    copies = [Objects(boxes.repeat(4, 1), labels.repeat(4)) for boxes, labels in objects]
-    matches = match(*cells, copies, model.costs)
-    assert len(set(zip(matches.image.tolist(), matches.query.tolist(), strict=True))) == 4 * 5  # no cell for two
-    model.eval()
-    with torch.no_grad():
-        found = model(images, sizes)
-        model.dense = 0
-        assert all(torch.equal(a.boxes, b.boxes) for a, b in zip(found, model(images, sizes), strict=True))
-
-
-def test_dense_with_one_cell_an_object_is_the_loss_of_proposals_when_all_are_queries():
-    cells = 12 * 12 + 6 * 6 + 3 * 3
-    model = lively(small(dense=1, queries=cells, denoising=0)).train()
-    images, sizes, targets = batch(3, 2)
-    said = model.answer(images, sizes)  # without objects nothing is said of cells
-    assert said.cells is None
-    losses = model(images, sizes, targets)
-    proposals = described(targets)
-    total, _, _ = RTDetrForObjectDetectionLoss(
-        said.found.logits[0], proposals, images.device, said.found.boxes[0], model.decoder.config,
-        said.found.logits[:1].transpose(0, 1), said.found.boxes[:1].transpose(0, 1),
-        said.found.logits[0], said.found.boxes[0],
-    )  # fmt: skip
-    torch.testing.assert_close(losses["dense"], total / 2, rtol=2e-5, atol=1e-5)
 
 
 def test_heads_lookups_and_pointers_are_spared_from_decay():
@@ -297,12 +265,11 @@ def test_a_batch_that_comes_twice_has_the_same_losses():
         torch.testing.assert_close(twice[name], value)
 
 
-@pytest.mark.parametrize("dense", [0, 3])
 @pytest.mark.parametrize("counts", [(0, 0), (0, 3), (3, 0, 4)])
-def test_images_without_objects_train_every_parameter(counts, dense):
-    model = small(dense=dense).train()
+def test_images_without_objects_train_every_parameter(counts):
+    model = small().train()
     losses = model(*batch(*counts))
-    assert list(losses) == ["classes", "l1", "giou", *["dense"] * bool(dense), "denoising"]
+    assert list(losses) == ["classes", "l1", "giou", "denoising"]
     sum(losses.values()).backward()
     without = [name for name, value in model.named_parameters() if value.grad is None]
     assert not without  # else DDP would stop

@@ -374,7 +374,13 @@ def test_scalings_leave_windows_as_they_were_trained(law):
     def phases(scaling):
         torch.manual_seed(0)
         trunk = WindowedViT(
-            rotary=partial(factory, scaling), embed_dim=32, depth=2, num_heads=2, patch_size=4, window=4, global_blocks=[1]
+            rotary=partial(factory, scaling),
+            embed_dim=32,
+            depth=2,
+            num_heads=2,
+            patch_size=4,
+            window=4,
+            global_blocks=[1],
         )
         gains = [block.attn.scale for block in trunk.blocks]
         return trunk.rope.get_embed((4, 4)), gains
