@@ -37,7 +37,7 @@ def run(cfg: DictConfig) -> None:
     pl.seed_everything(cfg.seed, workers=True)
     datamodule: pl.LightningDataModule = instantiate(cfg.datamodule)
     task: Task = instantiate(cfg.task)
-    load_checkpoint(task.model, cfg.weights)
+    load_checkpoint(task.model, cfg.weights, entry="average" if cfg.average else None)
     task.evaluate_at(**OmegaConf.to_container(cfg.evaluation.point, resolve=True))  # type: ignore[arg-type]
     callbacks = [callback for callback in instantiate(cfg.evaluation.callbacks).values() if callback is not None]
     trainer: pl.Trainer = instantiate(cfg.trainer, logger=False, enable_checkpointing=False, callbacks=callbacks)

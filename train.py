@@ -38,7 +38,7 @@ def run(cfg: DictConfig) -> None:
     elif cfg.get("pretrained") is not None:
         load_backbone(task.model, cfg.pretrained)
     record = Record(folder, OmegaConf.to_container(cfg, resolve=True), HydraConfig.get().overrides.task)  # type: ignore[arg-type]
-    callbacks = [*instantiate(cfg.callbacks).values(), record]
+    callbacks = [*(one for one in instantiate(cfg.callbacks).values() if one is not None), record]
     loggers = [logger for logger in instantiate(cfg.loggers).values() if logger is not None]
     trainer: pl.Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers)
     trainer.fit(task, datamodule=datamodule, ckpt_path=cfg.ckpt if cfg.resume else None, weights_only=True)

@@ -40,15 +40,17 @@ class Loaded:
     skipped: tuple[str, ...]
 
 
-def read(path: str | Path) -> tuple[State, dict[str, str]]:
+def read(path: str | Path, entry: str | None = None) -> tuple[State, dict[str, str]]:
     """The tensors of a local file under its own names, and its safetensors metadata.
 
-    Of a training checkpoint, the network's state dict alone is returned (entry `model` or `state_dict`).
+    Of a training checkpoint, the network's state dict alone is returned: `entry`, or else `model` or `state_dict`.
 
     Raises:
-        ValueError: the file isn't a checkpoint, or holds objects that only unpickling them could read.
+        ValueError: the file isn't a checkpoint, lacks `entry`, or holds objects that only unpickling them could read.
     """
     if Path(path).suffix == ".safetensors":
+        if entry is not None:
+            raise ValueError(f"{path} has no weights under {entry!r}; training checkpoints may")
         try:
             with safe_open(path, framework="pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
@@ -64,15 +66,19 @@ def read(path: str | Path) -> tuple[State, dict[str, str]]:
             (line.strip() for line in str(error).splitlines() if "global" in line.lower()), type(error).__name__
         )
         raise ValueError(f"{path} can't be read as plain tensors: {reason}") from error
-    for entry in ("model", "state_dict"):
-        if isinstance(content, Mapping) and isinstance(content.get(entry), Mapping):
-            content = content[entry]
+    if entry is not None and not (isinstance(content, Mapping) and isinstance(content.get(entry), Mapping)):
+        raise ValueError(f"{path} has no weights under {entry!r}")
+    for name in ("model", "state_dict") if entry is None else (entry,):
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            content = content[name]
     if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"{path} holds no state dict")
     return {key: value for key, value in content.items() if isinstance(value, Tensor)}, {}
 
 
-def load_checkpoint(model: nn.Module, path: str | Path, *, resize: bool = False, skip: Sequence[str] = ()) -> Loaded:
+def load_checkpoint(
+    model: nn.Module, path: str | Path, *, resize: bool = False, skip: Sequence[str] = (), entry: str | None = None
+) -> Loaded:
     """Load a local checkpoint of naver-ai, Microsoft, timm, or our own into a model, strictly.
 
     Args:
@@ -80,12 +86,13 @@ def load_checkpoint(model: nn.Module, path: str | Path, *, resize: bool = False,
         path: .safetensors, or any file of torch.save.
         resize: fit tables of another resolution (bias tables, absolute embeddings) instead of refusing them.
         skip: beginnings of names that stay as they are in the model, as ("head.",) for other classes.
+        entry: what to load of a training checkpoint, as "average" for the weights that `StoredAverage` keeps.
 
     Raises:
         ValueError: the file can't be read, or isn't of this architecture or resolution; the model is then untouched.
     """
     network = _network(model)
-    raw, about = read(path)
+    raw, about = read(path, entry)
     source = source_of(raw)
     state = source.rename(raw, network)
     target = {key: value for key, value in network.state_dict().items() if not key.startswith(tuple(skip))}

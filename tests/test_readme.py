@@ -1,4 +1,4 @@
-"""The README's Python runs as written, and the files it names are there."""
+"""The Python of README and docs runs as written, and the files they name are there."""
 
 import re
 from pathlib import Path
@@ -7,24 +7,31 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
+BLOCKS = [
+    pytest.param(block, id=f"{path.stem}-{number}")
+    for path in (ROOT / "README.md", ROOT / "docs" / "dense.md")
+    for number, block in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL))
+]
 
 
-@pytest.mark.parametrize("index", range(len(BLOCKS)))
-def test_python_blocks_run(index):
-    exec(compile(BLOCKS[index], f"README block {index}", "exec"), {})
+@pytest.mark.parametrize("block", BLOCKS)
+def test_python_blocks_run(block):
+    exec(compile(block, "block", "exec"), {})
 
 
 def test_there_are_blocks():
-    assert len(BLOCKS) >= 2
+    assert len(BLOCKS) >= 3
 
 
 def test_links_and_experiments_exist():
-    for link in re.findall(r"\]\(([^)#:]+)\)", TEXT):
-        assert (ROOT / link).exists(), link
-    others = [*(ROOT / "docs").rglob("*.md"), *(ROOT / "scripts").iterdir()]
-    told = {name for names in re.findall(r"configs/experiment/\{?([\w,]+)\}?\.yaml", TEXT) for name in names.split(",")}
-    told |= {name for path in others for name in re.findall(r"experiment=(\w+)", path.read_text())}
+    for path in (ROOT / "README.md", *DOCS):
+        for link in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
+            assert (path.parent / link).exists(), f"{path.name}: {link}"
+    texts = [TEXT, *(path.read_text() for path in (*DOCS, *(ROOT / "scripts").iterdir()))]
+    listed = [names for text in texts for names in re.findall(r"configs/experiment/\{?([\w,]+)\}?\.yaml", text)]
+    told = {name for names in listed for name in names.split(",")}
+    told |= {name for text in texts for name in re.findall(r"experiment=(\w+)", text)}
     assert told == {path.stem for path in (ROOT / "configs" / "experiment").glob("*.yaml")}
 
 

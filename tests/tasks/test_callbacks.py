@@ -9,6 +9,7 @@ import torch
 from test_classification import batches, loader, task_of, tiny, trainer
 
 from datamodules.resumable import ResumableLoader
+from models.convert import load_checkpoint
 from tasks.ema import StoredAverage
 from tasks.record import Record, recorded
 from tasks.requeue import EpochCheckpoint, Requeue
@@ -67,6 +68,16 @@ def test_the_average_is_stored_and_not_used(tmp_path):
     fit.save_checkpoint(path)
     stored = torch.load(path, weights_only=True)["average"]["head.weight"]
     torch.testing.assert_close(stored, 0.5 * start + 0.5 * task.model.head.weight.detach())
+    for entry, expected in (("average", stored), (None, task.model.head.weight)):
+        loaded = tiny()
+        load_checkpoint(loaded, path, entry=entry)
+        assert torch.equal(loaded.head.weight, expected)
+
+
+def test_a_checkpoint_without_an_average_is_named(tmp_path):
+    torch.save({"state_dict": tiny().state_dict()}, tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match=r"x\.ckpt has no weights under 'average'"):
+        load_checkpoint(tiny(), tmp_path / "x.ckpt", entry="average")
 
 
 def test_a_checkpoint_tells_its_run(tmp_path):
