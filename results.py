@@ -104,12 +104,19 @@ def save_figure(figure: Any, path: str | Path, dpi: int = 130) -> None:
     drawing().close(figure)
 
 
+def _tested(row: Row) -> str:
+    """The model, and what was done to it in the test beside scaling."""
+    averaged = ["average"] if row.get("average") == "True" else []
+    scales = [f"scales {row['ratios']}"] if row.get("ratios", "") not in ("", "[1.0]") else []
+    return ", ".join([row["model"], *averaged, *scales])
+
+
 def curves(rows: Sequence[Row], metric: str) -> dict[tuple[str, str], dict[str, list[float]]]:
     """(model, scaling) → resolution → values of all checkpoints, the last row of each checkpoint counting."""
-    latest = {(r["model"], r["scaling"], r["resolution"], r["ckpt"], r["split"]): r for r in rows if known(r, metric)}
+    latest = {(_tested(r), r["scaling"], r["resolution"], r["ckpt"], r["split"]): r for r in rows if known(r, metric)}
     found: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for row in latest.values():
-        found[row["model"], row["scaling"]][row["resolution"]].append(float(row[metric]))
+    for (model, scaling, resolution, *_), row in latest.items():
+        found[model, scaling][resolution].append(float(row[metric]))
     return found
 
 
@@ -133,7 +140,7 @@ def draw(rows: Sequence[Row], path: str | Path, metrics: Sequence[str] = ("top1"
     figure, panels = pyplot.subplots(
         1, len(metrics), figsize=(1 + 6 * len(metrics), 4.5), layout="constrained", squeeze=False
     )
-    colours = {model: f"C{i}" for i, model in enumerate(sorted({row["model"] for row in rows}))}
+    colours = {model: f"C{i}" for i, model in enumerate(sorted({_tested(row) for row in rows}))}
     for axes, metric in zip(panels[0], metrics, strict=True):
         lines = curves(rows, metric)
         for (model, scaling), line in sorted(lines.items()):
@@ -144,11 +151,9 @@ def draw(rows: Sequence[Row], path: str | Path, metrics: Sequence[str] = ("top1"
             axes.plot(x, mean, styles.get(scaling, "-"), marker="o", markersize=3, color=colours[model], label=name)
             if max(len(values) for values in runs) > 1:
                 axes.fill_between(x, [min(v) for v in runs], [max(v) for v in runs], color=colours[model], alpha=0.15)
-        for trained in {row["trained_at"] for row in rows if row.get("trained_at", "").isdigit()}:
-            axes.axvline(int(trained), color="0.6", linestyle="--", linewidth=1)
-            axes.annotate(
-                "training", (int(trained), axes.get_ylim()[0]), rotation=90, va="bottom", ha="right", color="0.4"
-            )
+        for extent in trained_at([row for row in rows if known(row, metric)]):
+            axes.axvline(extent, color="0.6", linestyle="--", linewidth=1)
+            axes.annotate("training", (extent, axes.get_ylim()[0]), rotation=90, va="bottom", ha="right", color="0.4")
         axes.set(xlabel="test resolution (pixels)", ylabel=f"{metric} (%)")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)

@@ -14,7 +14,8 @@ one() { # task, sizes to test at, overrides
 		"$python" evaluate.py task="$task" ckpt="$run/last.ckpt" "$@" results="$run/point.csv" hydra.run.dir="$run/evaluate" \
 			>"$run/evaluate.log" 2>&1 &&
 		"$python" evaluate.py task="$task" ckpt="$run/last.ckpt" "$@" results="$run/results.csv" sweep=resolution \
-			hydra.sweeper.params.resolution="'$sizes'" evaluation.callbacks={} hydra.sweep.dir="$run/sweep" >"$run/sweep.log" 2>&1 ||
+			hydra.sweeper.params.resolution="'$sizes'" evaluation.callbacks.pictures=null evaluation.callbacks.classes=null \
+			hydra.sweep.dir="$run/sweep" >"$run/sweep.log" 2>&1 ||
 		{ tail -n 20 "$run"/*.log >&2; return 255; }
 	echo "$task: trained and evaluated after $SECONDS s; pictures and scores of classes: $run/evaluate"
 }

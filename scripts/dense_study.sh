@@ -14,7 +14,7 @@ one() { # task, position, seed
 	[ -e "$run/done" ] && return 0
 	"$python" train.py task="$1" position="$2" seed="$3" "${quick[@]}" hydra.run.dir="$run" >"$run.log" 2>&1 &&
 		"$python" evaluate.py task="$1" ckpt="$run/last.ckpt" label="$2" results="$folder/$1.csv" sweep=resolution "${quick[@]}" \
-			evaluation.callbacks={} hydra.sweep.dir="$run/evaluate" >"$run.evaluate.log" 2>&1 ||
+			evaluation.callbacks.pictures=null evaluation.callbacks.classes=null hydra.sweep.dir="$run/evaluate" >"$run.evaluate.log" 2>&1 ||
 		{ tail -n 20 "$run".*log >&2; return 255; }
 	touch "$run/done"
 	echo "$1, $2, seed $3: trained and evaluated after $SECONDS s"

@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 
 
 class ClassScores(pl.Callback):
-    """Writes `class,NAME` rows of what the task's `class_scores()` tells; classes without a truth are left out.
+    """Writes `class,NAME` rows of what the task's `class_scores` tell; classes without a truth are left out.
 
     Args:
         folder: where `classes.csv` goes.

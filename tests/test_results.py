@@ -6,6 +6,7 @@ import pytest
 
 from results import (
     HeatMap,
+    ResolutionFigure,
     SweepReport,
     append_row,
     curves,
@@ -215,6 +216,56 @@ def test_a_file_shows_what_each_sweep_would(tmp_path, capsys):
     assert {path.name for path in tmp_path.glob("*.png")} == {"resolution.png", "sweep_context.png", "sweep_needle.png"}
 
 
+def dense(model, resolution, **scores):
+    about = row(model, resolution, "", ckpt=model)
+    return {**about, "trained_at": 96, **scores}
+
+
+def test_each_metric_has_a_table_and_a_panel_of_the_rows_that_have_it(tmp_path, capsys, monkeypatch):
+    rows = [
+        dense("detector", "96", ap=0.25, ap50="0.5"),
+        dense("detector", "192", ap=0.125, ap50="nan"),
+        dense("detector", "96", ap=0.375, ap50="0.625"),  # measured anew
+        dense("segmenter", "64x96", miou=0.75),
+        {**row("classifier", "32", "0.9"), "trained_at": 96},
+    ]
+    path = written(tmp_path / "results.csv", rows)
+    figures = []
+    monkeypatch.setattr("results.save_figure", lambda figure, path, dpi: figures.append((figure, path)))
+    ResolutionFigure(["ap", "ap75", "miou", "ap50"]).report(path)
+    ((figure, drawn),) = figures
+    assert drawn == tmp_path / "resolution.png"
+    assert [axes.get_ylabel() for axes in figure.axes] == ["ap (%)", "miou (%)", "ap50 (%)"]  # none of ap75
+    lines = [
+        {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.get_lines()[:1]}
+        for axes in figure.axes
+    ]
+    assert lines == [
+        {"detector": ([96, 192], [37.5, 12.5])},
+        {"segmenter": ([(64 * 96) ** 0.5], [75])},
+        {"detector": ([96], [62.5])},
+    ]
+    said = capsys.readouterr().out
+    tables = [said.index(f"{metric} (%) by test resolution") for metric in ("ap", "miou", "ap50")]
+    assert tables == sorted(tables)
+    assert "ap75" not in said
+    assert "classifier" not in said
+    assert "37.5" in said[tables[0] : tables[1]]
+    assert "12.5" in said[tables[0] : tables[1]]
+    assert "62.5" in said[tables[2] :]
+    assert "nan" not in said
+
+
+def test_the_sweep_of_resolutions_is_for_classes_boxes_and_pixels():
+    (figure,) = [each for each in sweep_reports() if isinstance(each, ResolutionFigure)]
+    assert {"top1", "ap", "miou"} <= set(figure.metrics)
+    assert figure.own([dense("segmenter", "64", miou="0.5"), dense("detector", "64", ap="nan")]) == [
+        dense("segmenter", "64", miou="0.5")
+    ]
+    with pytest.raises(ValueError, match="no rows with top1 or ap or"):
+        figure.report("nothing.csv")
+
+
 def test_every_sweep_that_shows_something_is_known_once():
     shown = [(type(each).__name__, getattr(each, "drawn", "resolution.png")) for each in sweep_reports()]
     assert len(shown) == len(set(shown)) >= 5
@@ -224,3 +275,19 @@ def test_a_heat_map_of_nothing_names_what_it_needs(tmp_path):
     path = written(tmp_path / "results.csv", [window(64, loss=1.0)])
     with pytest.raises(ValueError, match=r"results\.csv: no rows with context, depth and accuracy"):
         HeatMap("context", "depth", "accuracy").report(path)
+
+
+def test_a_panel_marks_what_its_own_rows_were_trained_at(tmp_path, monkeypatch):
+    rows = [dense("detector", "96", ap="0.5"), {**row("classifier", "224", "0.9"), "trained_at": 224}]
+    figures = []
+    monkeypatch.setattr("results.save_figure", lambda figure, path, dpi: figures.append(figure))
+    ResolutionFigure(["top1", "ap"]).report(written(tmp_path / "results.csv", rows))
+    marks = [[line.get_xdata()[0] for line in axes.get_lines()[1:]] for axes in figures[0].axes]
+    assert marks == [[224], [96]]
+
+
+def test_averages_and_several_scales_are_lines_of_their_own():
+    ways = [{}, {"average": "True"}, {"ratios": "[0.5, 1.0]"}, {"average": "False", "ratios": "[1.0]"}]
+    rows = [{**row("m", "32", str(value)), **way} for value, way in enumerate(ways)]
+    found = {model: values["32"] for (model, _), values in curves(rows, "top1").items()}
+    assert found == {"m": [3.0], "m, average": [1.0], "m, scales [0.5, 1.0]": [2.0]}

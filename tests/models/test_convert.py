@@ -19,9 +19,14 @@ from safetensors.torch import save_file
 from torch.nn.functional import interpolate
 
 import models.swin
-import models.vit  # noqa: F401
-from models.convert import export, load_checkpoint, main, read
+import models.vit
+from models.convert import export, load_backbone, load_checkpoint, main, read
+from models.pyramids import SimplePyramid, TapPyramid
+from models.rt_detr import RTDetr
+from models.swin_stages import SwinStages
 from models.tables import resize_table
+from models.uper_net import UperNet
+from models.windowed_vit import WindowedViT
 
 VIT = {"img_size": 64, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
 SWIN = {"img_size": 128, "embed_dim": 16, "depths": (1, 2, 1), "num_heads": (2, 2, 4), "num_classes": 5}
@@ -234,6 +239,72 @@ class TestResize:
     def test_equal_sizes_share_the_table(self):
         table = torch.randn(25, 3)
         assert resize_table(table, (5, 5), (5, 5)) is table
+
+
+class TestBackbones:
+    """`load_backbone`: a classifier's weights go into the backbone of a dense model and nowhere else."""
+
+    def trunk(self, **changes):
+        arguments = {"img_size": 64, "patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2, "init_values": 1e-4}
+        return WindowedViT(rotary=models.vit.mixed, **{**arguments, "window": None, **changes})
+
+    def dense(self, kind):
+        small = {"channels": 16, "auxiliary_channels": 16}
+        if kind == "pyramid of the last block":
+            pyramid = SimplePyramid(self.trunk(window=2), channels=16, strides=(16, 32))
+            return RTDetr(pyramid, 3, width=16, heads=2, queries=5, decoder_layers=1, feed_forward=16, denoising=2)
+        if kind == "pyramid of taps":
+            taps = TapPyramid(self.trunk(taps=(0, 1)), strides=(8, 16))
+            return UperNet(taps, 3, auxiliary_map=1, **small)
+        shape = {key: value for key, value in SWIN.items() if key not in ("img_size", "num_classes")}
+        return UperNet(SwinStages(rotary=models.swin.mixed, stages=(0, 1), **shape), 3, auxiliary_map=1, **small)
+
+    @pytest.mark.parametrize("kind", ["pyramid of the last block", "pyramid of taps", "stages"])
+    @pytest.mark.parametrize("written_by", ["export", "training"])
+    def test_weights_of_the_backbone_and_no_others(self, tmp_path, kind, written_by):
+        model, written = self.dense(kind), swin() if kind == "stages" else vit()
+        path = tmp_path / ("last.ckpt" if written_by == "training" else "model.safetensors")
+        if written_by == "training":
+            torch.save({"state_dict": {f"model.{key}": value for key, value in written.state_dict().items()}}, path)
+        else:
+            export(written, path)
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        skipped = set(load_backbone(model, path).skipped)
+        place = "backbone." if kind == "stages" else "backbone.trunk."
+        given = {f"{place}{key}": value for key, value in written.state_dict().items() if key not in skipped}
+        for key, value in model.state_dict().items():
+            assert torch.equal(value, given.get(key, before[key])), key
+        assert given.keys() < before.keys()
+        assert {key for key in before if key.startswith(place)} - given.keys() == {
+            key for key in before if key.startswith("backbone.norms.")
+        }
+        # what is left behind: the classifier's end, and the stages and tokens that the backbone has no use for
+        assert {"norm.weight", "norm.bias"} < skipped
+        left = {key.split(".")[0] for key in skipped}
+        assert left == ({"norm", "head", "layers"} if kind == "stages" else {"norm", "head", "cls_token"})
+        assert all(key.startswith("layers.2.") for key in skipped if key.startswith("layers."))
+
+    def test_absolute_embeddings_are_fitted_to_the_trunk(self, tmp_path):
+        written = vit("rope_mixed_ape_vit_small")
+        export(written, tmp_path / "vit.safetensors")
+        trunk = self.trunk(absolute=True, img_size=96)
+        model = RTDetr(SimplePyramid(trunk, 16, (16, 32)), 3, width=16, heads=2)
+        assert load_backbone(model, tmp_path / "vit.safetensors").resized == ("pos_embed",)
+        assert torch.equal(trunk.pos_embed, resize_table(written.pos_embed, (4, 4), (6, 6)))
+
+    def test_a_model_without_a_backbone_is_named(self, tmp_path):
+        export(vit(), tmp_path / "vit.safetensors")
+        with pytest.raises(ValueError, match=r"pretrained=.*vit\.safetensors: RopeViT has no backbone to load it into"):
+            load_backbone(vit(), tmp_path / "vit.safetensors")
+
+    @pytest.mark.parametrize("kind", ["pyramid of taps", "stages"])
+    def test_other_networks_leave_the_model_as_it_is(self, tmp_path, kind):
+        model, other = self.dense(kind), vit() if kind == "stages" else swin()
+        export(other, tmp_path / "other.safetensors")
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        with pytest.raises(ValueError, match=r"other\.safetensors .* seems to be a .*; the model is a "):
+            load_backbone(model, tmp_path / "other.safetensors")
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
 class TestErrors:
