@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tasks.record import recorded
@@ -49,17 +50,24 @@ def papers_resolutions(trained: int | Sequence[int], step: int) -> str:
     return ",".join(str(max(1, round(side / step)) * step) for side in wanted)
 
 
+def shares(size: int, *fractions: float) -> list[int]:
+    """size × each, in whole pixels."""
+    return [round(int(size) * float(fraction)) for fraction in fractions]
+
+
 def multiples(base: int, *by: int) -> str:
     """base × each, as a sweep."""
     return ",".join(str(int(base) * int(each)) for each in by)
 
 
 def register_resolvers() -> None:
-    """`${extension:…}`, `${longest:…}`, `${multiples:base,1,2,…}`, `${papers_resolutions:…}`, `${patches:…}`, `${sides:…}`."""
+    """The functions above, and a few of their kin, for configs: `${extension:…}`, `${multiples:base,1,2,…}`, …"""
     OmegaConf.register_new_resolver("papers_resolutions", papers_resolutions, replace=True)
     OmegaConf.register_new_resolver("extension", extension, replace=True)
     OmegaConf.register_new_resolver("longest", _longest, replace=True)
     OmegaConf.register_new_resolver("multiples", multiples, replace=True)
+    OmegaConf.register_new_resolver("shares", lambda *sizes: ListConfig(shares(*sizes)), replace=True)
+    OmegaConf.register_new_resolver("share", lambda size, fraction: shares(size, fraction)[0], replace=True)
     OmegaConf.register_new_resolver("sides", sides, replace=True)
     OmegaConf.register_new_resolver("patches", lambda size, patch: _longest(size) // int(patch), replace=True)
 
@@ -79,6 +87,9 @@ def one_line_errors(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig],
             while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
                 where = next((line for line in str(cause).splitlines() if line.startswith("full_key")), where)
                 cause = cause.__cause__
+            absent = re.search(r"ModuleNotFoundError\(['\"](.*?pip install .*?)['\"]\)(?:\s|$)", str(cause), re.DOTALL)
+            if absent:  # hydra guesses at another reason
+                cause = ModuleNotFoundError(absent[1].replace("\\'", "'"))
             lines = [line for line in str(cause).splitlines() if line.strip()]
             # an error of a loader's worker has its whole trace as the message
             from_worker = bool(lines) and lines[0].startswith("Caught")
@@ -154,6 +165,9 @@ def prepare(cfg: DictConfig) -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*", module="pytorch_lightning")
     warnings.filterwarnings("ignore", message=".*pin_memory.*no accelerator")
+    warnings.filterwarnings(
+        "ignore", message=".*recommended to use `self.log.*sync_dist=True"
+    )  # metrics sync themselves
     if cfg.threads is not None:
         torch.set_num_threads(int(cfg.threads))
     torch.set_float32_matmul_precision(cfg.matmul_precision)

@@ -106,17 +106,21 @@ def save_figure(figure: Any, path: str | Path, dpi: int = 130) -> None:
 
 def _tested(row: Row) -> str:
     """The model, and what was done to it in the test beside scaling."""
-    averaged = ["average"] if row.get("average") == "True" else []
-    scales = [f"scales {row['ratios']}"] if row.get("ratios", "") not in ("", "[1.0]") else []
-    return ", ".join([row["model"], *averaged, *scales])
+    plain = {"average": "False", "ratios": "[1.0]", "flip": "False", "crop": "None"}
+    others = [f"{name} {row[name]}" for name, value in plain.items() if row.get(name, "") not in ("", value)]
+    return ", ".join([row["model"], *others])
 
 
 def curves(rows: Sequence[Row], metric: str) -> dict[tuple[str, str], dict[str, list[float]]]:
     """(model, scaling) → resolution → values of all checkpoints, the last row of each checkpoint counting."""
     latest = {(_tested(r), r["scaling"], r["resolution"], r["ckpt"], r["split"]): r for r in rows if known(r, metric)}
+    extents = defaultdict(set)
+    for row in latest.values():
+        extents[row["model"]].add(row.get("trained_at"))
     found: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for (model, scaling, resolution, *_), row in latest.items():
-        found[model, scaling][resolution].append(float(row[metric]))
+        line = f"{model}, trained at {row.get('trained_at')}" if len(extents[row["model"]]) > 1 else model
+        found[line, scaling][resolution].append(float(row[metric]))
     return found
 
 
@@ -140,7 +144,8 @@ def draw(rows: Sequence[Row], path: str | Path, metrics: Sequence[str] = ("top1"
     figure, panels = pyplot.subplots(
         1, len(metrics), figsize=(1 + 6 * len(metrics), 4.5), layout="constrained", squeeze=False
     )
-    colours = {model: f"C{i}" for i, model in enumerate(sorted({_tested(row) for row in rows}))}
+    models = sorted({model for metric in metrics for model, _ in curves(rows, metric)})
+    colours = {model: f"C{i}" for i, model in enumerate(models)}
     for axes, metric in zip(panels[0], metrics, strict=True):
         lines = curves(rows, metric)
         for (model, scaling), line in sorted(lines.items()):

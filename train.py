@@ -35,8 +35,10 @@ def run(cfg: DictConfig) -> None:
     task: Task = instantiate(cfg.task)
     if cfg.ckpt is not None:  # resuming, this only checks that the weights fit
         load_checkpoint(task.model, cfg.ckpt, resize=not cfg.resume)
-    elif cfg.get("pretrained") is not None:
-        load_backbone(task.model, cfg.pretrained)
+    if cfg.get("pretrained") is not None:
+        if cfg.ckpt is not None:
+            raise ValueError("ckpt and pretrained both give weights: choose one")
+        print(f"pretrained: {load_backbone(task.model, cfg.pretrained)}")
     record = Record(folder, OmegaConf.to_container(cfg, resolve=True), HydraConfig.get().overrides.task)  # type: ignore[arg-type]
     callbacks = [*(one for one in instantiate(cfg.callbacks).values() if one is not None), record]
     loggers = [logger for logger in instantiate(cfg.loggers).values() if logger is not None]

@@ -113,7 +113,9 @@ class Ade20k(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         if not isinstance(image_size, int) or image_size < 1:
-            raise ValueError(f"image_size={image_size}: give the pixels of the short side, one positive number")
+            raise ValueError(
+                f"image_size={image_size} (in evaluation resolution=): give the short side of the images, pixels"
+            )
         crop = (crop_size, crop_size) if isinstance(crop_size, int) else tuple(crop_size)
         if len(crop) != 2 or len(scales) != 2:
             raise ValueError(f"crop_size={crop_size} and scales={scales}: give two numbers each, or one crop_size")

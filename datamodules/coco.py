@@ -115,7 +115,9 @@ class Coco(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         if not isinstance(image_size, int) or image_size < 1:
-            raise ValueError(f"image_size={image_size}: give the short side of the images in evaluation, in pixels")
+            raise ValueError(
+                f"image_size={image_size} (in evaluation resolution=): give the short side of the images, pixels"
+            )
         if batch_size < 1 or pad_multiple < 1 or num_classes < 1 or num_workers < 0 or not border >= 0:
             raise ValueError(
                 f"batch_size={batch_size}, pad_multiple={pad_multiple} and num_classes={num_classes} must be at least 1, "

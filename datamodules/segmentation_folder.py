@@ -40,6 +40,8 @@ def read_class_names(path: Path, num_classes: int) -> list[str]:
         if index.strip() != str(number):
             raise ValueError(f"{file}: row {number} has Idx {index.strip()!r}; the rows must count up from 1")
         names.append(re.split("[,;]", name)[0].strip())
+    if not names:
+        raise ValueError(f"{file} has no row of a class; columns Idx and Name are separated by tabs")
     if len(names) != num_classes:
         raise ValueError(
             f"num_classes={num_classes}, but {file} has {len(names)} classes; set num_classes={len(names)}, or correct path"
@@ -49,7 +51,7 @@ def read_class_names(path: Path, num_classes: int) -> list[str]:
 
 def _files(folder: Path, ending: str) -> set[str]:
     if not folder.is_dir():
-        raise FileNotFoundError(f"path: {folder} is no folder; path must hold images/ and annotations/ of ADE20k")
+        raise FileNotFoundError(f"{folder} is no folder; path must hold images/ and annotations/ of ADE20k")
     with os.scandir(folder) as entries:
         return {entry.name.removesuffix(ending) for entry in entries if entry.name.endswith(ending)}
 
@@ -79,7 +81,7 @@ class SegmentationFolder:
         self.num_classes = num_classes
         images, annotations = _files(self.images, ".jpg"), _files(self.annotations, ".png")
         if not images:
-            raise FileNotFoundError(f"path: {self.images} holds no .jpg; put the images of {split} there")
+            raise FileNotFoundError(f"{self.images} holds no .jpg; put the images of {split} there")
         faults = [
             *(
                 f"{self.image_path(name)} has no annotation {self.annotation_path(name)}"

@@ -39,6 +39,10 @@ class Loaded:
     resized: tuple[str, ...]
     skipped: tuple[str, ...]
 
+    def __str__(self) -> str:
+        told = {"resized": self.resized, "left out": self.skipped}
+        return "; ".join([self.network, *(f"{name}: {', '.join(keys)}" for name, keys in told.items() if keys)])
+
 
 def read(path: str | Path, entry: str | None = None) -> tuple[State, dict[str, str]]:
     """The tensors of a local file under its own names, and its safetensors metadata.
@@ -121,7 +125,10 @@ def load_backbone(model: nn.Module, path: str | Path) -> Loaded:
     if not isinstance(trunk, nn.Module):
         raise ValueError(f"pretrained={path}: {type(model).__name__} has no backbone to load it into")
     skip: tuple[str, ...] = getattr(trunk, "not_pretrained", ())
-    return load_checkpoint(trunk, path, resize=True, skip=skip)
+    try:
+        return load_checkpoint(trunk, path, resize=True, skip=skip)
+    except FileNotFoundError as missing:
+        raise FileNotFoundError(f"pretrained={path}: no such file") from missing
 
 
 def export(model: nn.Module, path: str | Path, architecture: str | None = None) -> None:

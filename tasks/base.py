@@ -26,7 +26,8 @@ class Task(pl.LightningModule, Generic[Batch]):
         weight_decay: of the decayed group.
         schedule: learning rate over the run; None keeps it constant.
         groups: model, weight decay → parameter groups, whose `lr_scale` the schedule obeys.
-        compile: run the model through torch.compile, in place, so that checkpoints don't notice.
+        compile: run the model, or its backbone where it has one, through torch.compile, in place, so that checkpoints
+            don't notice.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Task(pl.LightningModule, Generic[Batch]):
         self.make_optimizer, self.weight_decay, self.schedule = optimizer, weight_decay, schedule
         self.make_groups = groups
         if compile:
-            model.compile()
+            getattr(model, "backbone", model).compile()
 
     @abstractmethod
     def loss(self, batch: Batch) -> Mapping[str, Tensor]:

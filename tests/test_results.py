@@ -290,4 +290,10 @@ def test_averages_and_several_scales_are_lines_of_their_own():
     ways = [{}, {"average": "True"}, {"ratios": "[0.5, 1.0]"}, {"average": "False", "ratios": "[1.0]"}]
     rows = [{**row("m", "32", str(value)), **way} for value, way in enumerate(ways)]
     found = {model: values["32"] for (model, _), values in curves(rows, "top1").items()}
-    assert found == {"m": [3.0], "m, average": [1.0], "m, scales [0.5, 1.0]": [2.0]}
+    assert found == {"m": [3.0], "m, average True": [1.0], "m, ratios [0.5, 1.0]": [2.0]}
+
+
+def test_models_trained_at_different_sizes_are_not_averaged():
+    rows = [{**row("m", "32", value, ckpt=size), "trained_at": size} for size, value in (("32", "0.5"), ("64", "0.9"))]
+    found = {model: values["32"] for (model, _), values in curves(rows, "top1").items()}
+    assert found == {"m, trained at 32": [0.5], "m, trained at 64": [0.9]}
