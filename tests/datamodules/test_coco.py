@@ -21,6 +21,7 @@ from datamodules.batches import DetectionBatch
 from datamodules.coco import Coco
 from datamodules.detection_transforms import DetrAugment, ResizeForTest
 from datamodules.labelled_images import UndecodableImageError
+from launch import register_resolvers
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -268,8 +269,11 @@ def test_arguments_out_of_range(tmp_path: Path, changes: dict[str, Any], fragmen
 
 
 def test_the_config_builds_the_recipe(tmp_path: Path) -> None:
+    register_resolvers()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = compose(overrides=["+datamodule=coco", "+resolution=800", f"datamodule.path={tmp_path}"])
+        config = compose(
+            overrides=["+datamodule=coco", "+resolution=800", "+image_size=800", f"datamodule.path={tmp_path}"]
+        )
     datamodule = instantiate(config.datamodule)
     assert isinstance(datamodule, Coco)
     assert isinstance(datamodule.train_transform, DetrAugment)
