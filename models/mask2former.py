@@ -91,6 +91,11 @@ class Mask2Former(nn.Module):
         self.head = _Head(config, backbone.channels, num_classes)
         self.criterion = _Loss(config, {})
 
+    def no_weight_decay(self) -> set[str]:
+        """Names of the embeddings of queries and levels."""
+        embeddings = ("level_embed", "level_embed.weight", "queries_embedder.weight", "queries_features.weight")
+        return {name for name, _ in self.head.named_parameters(prefix="head") if name.endswith(embeddings)}
+
     def forward(self, images: Tensor, targets: Tensor | None = None) -> Tensor | Mapping[str, Tensor]:
         """Scores, or what is to be minimised.
 

@@ -215,3 +215,12 @@ def test_what_does_not_fit_is_told(wanted, others, message):
     shape = {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 2, 4)}
     with pytest.raises(ValueError, match=message):
         Mask2Former(SwinStages(rotary=mixed, stages=wanted, **shape), 5, **{**TINY, **others})
+
+
+def test_embeddings_are_spared_from_decay():
+    model = net()
+    spared = model.no_weight_decay()
+    assert spared <= {name for name, _ in model.named_parameters()}
+    assert len(spared) == 4  # of queries their content and place; of levels one in each half
+    tables = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
+    assert tables <= spared
