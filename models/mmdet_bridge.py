@@ -293,7 +293,8 @@ def _quietly_made(models: Any, config: dict[str, Any], channels: int) -> Any:
     logging.disable(logging.INFO)
     try:
         detector = models.build(config)
-        if importlib.import_module("mmdet").__version__ == "3.3.0":  # encodes boxes in 4 · 128 numbers whatever the width
+        if importlib.import_module("mmdet").__version__ == "3.3.0":
+            # which encodes boxes in 4 · 128 numbers whatever the width
             head = detector.decoder.ref_point_head
             detector.decoder.ref_point_head = type(head)(4 * 128, channels, channels, 2)
         detector.init_weights()
