@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 class Backbone(Protocol):
@@ -56,3 +57,18 @@ def valid_pixels(sizes: Tensor, height: int, width: int) -> Tensor:
     rows = torch.arange(height, device=sizes.device) < sizes[:, :1]  # (b, height)
     columns = torch.arange(width, device=sizes.device) < sizes[:, 1:]
     return rows[:, :, None] & columns[:, None, :]
+
+
+def whole_cells(images: Tensor, stride: int) -> tuple[Tensor, Tensor | None]:
+    """Images (b, 3, H, W) padded with zeros at the right and below to multiples of `stride`, and which pixels were there.
+
+    Then maps of strides that double have sizes that double, so that a coarse map enlarged lies where the finer one does;
+    otherwise its last cells, which reach beyond the image, would be squeezed into it. The pixels are (b, H, W) bool, or
+    None where nothing was added.
+    """
+    height, width = images.shape[-2:]
+    added = (0, -width % stride, 0, -height % stride)
+    if not any(added):
+        return images, None
+    there = torch.ones(len(images), height, width, dtype=torch.bool, device=images.device)
+    return pad(images, added), pad(there, added)

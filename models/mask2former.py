@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, pad
 
-from models.dense import Backbone
+from models.dense import Backbone, whole_cells
 
 try:
     import scipy.optimize  # noqa: F401 - transformers' matching needs it, and says so only late
@@ -108,11 +108,15 @@ class Mask2Former(nn.Module):
             times that of the mask at the pixel. Or the weighted losses `cross_entropy`, `mask` and `dice`, summed over
             the predictions before and after every layer of the decoder.
         """
-        maps = self.backbone(images)
-        classes, masks = self.head(maps)
+        height, width = images.shape[-2:]
+        images, there = whole_cells(images, self.backbone.strides[-1])
+        classes, masks = self.head(self.backbone(images, there))
+        below, right = images.shape[2] - height, images.shape[3] - width
         with torch.autocast(images.device.type, enabled=False):  # matching needs numbers that numpy knows
             if targets is None:
-                return semantic_scores(classes[-1], masks[-1], (images.shape[2], images.shape[3]))
+                scores = semantic_scores(classes[-1], masks[-1], (images.shape[2], images.shape[3]))
+                return scores[..., :height, :width]
+            targets = pad(targets, (0, right, 0, below), value=self.ignore_index)
             return self._losses([x.float() for x in classes], [x.float() for x in masks], targets)
 
     def activate(self, scores: Tensor) -> Tensor:
@@ -158,6 +162,11 @@ class _Head(Mask2FormerPreTrainedModel):
         self.transformer = Mask2FormerTransformerModule(in_features=config.feature_size, config=config)
         self.class_predictor = nn.Linear(config.hidden_dim, num_classes + 1)
         self.post_init()
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """No: else `post_init` passes over modules without parameters of their own, and over all that they draw."""
+        return False
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         pixels = self.pixel_decoder(list(maps))

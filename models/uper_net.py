@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 
-from models.dense import Backbone
+from models.dense import Backbone, whole_cells
 
 Norm = Callable[[int], nn.Module]
 
@@ -82,11 +82,11 @@ class UperNet(nn.Module):
             Logits (b, classes, H, W) in float32; or the weighted losses `cross_entropy` and `auxiliary`, means over the
             pixels that count, 0 where none does.
         """
-        maps = self.backbone(images)
-        scores = self._upsampled(self.classify(self.decode(maps)), images)
+        maps = self.backbone(*whole_cells(images, self.backbone.strides[-1]))
+        scores = self._upsampled(self.classify(self.decode(maps)), maps, images)
         if targets is None:
             return scores
-        auxiliary = self._upsampled(self.auxiliary(maps[self.auxiliary_map]), images)
+        auxiliary = self._upsampled(self.auxiliary(maps[self.auxiliary_map]), maps, images)
         return {
             "cross_entropy": self._loss(scores, targets),
             "auxiliary": self.auxiliary_weight * self._loss(auxiliary, targets),
@@ -96,9 +96,10 @@ class UperNet(nn.Module):
         """Probabilities of the classes, which can be averaged over scales; shapes stay."""
         return scores.softmax(1)
 
-    def _upsampled(self, scores: Tensor, images: Tensor) -> Tensor:
+    def _upsampled(self, scores: Tensor, maps: Sequence[Tensor], images: Tensor) -> Tensor:
         kind = torch.promote_types(scores.dtype, torch.float32)
-        return _resized(scores.to(kind), (images.shape[2], images.shape[3]))
+        height, width = (cells * self.backbone.strides[-1] for cells in _size(maps[-1]))
+        return _resized(scores.to(kind), (height, width))[..., : images.shape[2], : images.shape[3]]
 
     def _loss(self, scores: Tensor, targets: Tensor) -> Tensor:
         total = cross_entropy(scores, targets, ignore_index=self.ignore_index, reduction="sum")

@@ -53,6 +53,7 @@ eviction() { # streams of random length, up to four times what the bank holds
 	for seed in 0 1 2; do
 		echo "eviction newest-$seed $random $passkey_lengths"
 		echo "eviction evicted-$seed $random model.bank.chained=false $passkey_lengths"
+		echo "eviction open_gate-$seed $random model.bank.gate_bias=1 $passkey_lengths"
 		echo "eviction delta-$seed $random model=lm_ci_delta $passkey_lengths"
 	done
 }

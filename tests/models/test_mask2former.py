@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, pad
 
 pytest.importorskip("transformers")
 pytest.importorskip("scipy")
 
+from models.dense import valid_pixels
 from models.mask2former import Mask2Former, semantic_scores
 from models.swin import mixed
 from models.swin_stages import SwinStages
@@ -99,6 +100,40 @@ def test_it_is_transformers_model(theirs):
         assert torch.equal(ours.activate(scores), scores)
 
 
+def test_it_begins_as_transformers_model_does(theirs):
+    """Spread of every parameter; drawn alike, it differs by what so few numbers vary."""
+    ours = Mask2Former(Encoder(theirs.model.pixel_level_module.encoder), 5, **TINY, points=256).head
+    for mine, other in (
+        (ours.pixel_decoder, theirs.model.pixel_level_module.decoder),
+        (ours.transformer, theirs.model.transformer_module),
+    ):
+        wanted = dict(other.named_parameters())
+        for name, value in mine.named_parameters():
+            if value.numel() > 1:
+                torch.testing.assert_close(value.std(), wanted[name].std(), rtol=0.35, atol=0, msg=name)
+
+
+def test_images_are_taken_to_whole_cells():
+    """Scores of an image of any size are those of the image padded and masked, cut; what would be added is ignored."""
+    model, images, targets = net().eval(), torch.randn(2, 3, 70, 93), regions(2, 70, 93)
+    seen = {}
+    backbone = model.backbone.forward
+    model.backbone.forward = lambda images, valid=None: (
+        seen.update(shape=images.shape, valid=valid) or backbone(images, valid)
+    )
+    with torch.no_grad():
+        scores = model(images)
+        assert seen["shape"] == (2, 3, 96, 96)
+        assert torch.equal(seen["valid"], valid_pixels(torch.tensor([[70, 93]] * 2), 96, 96))
+        model.backbone.forward = lambda images, _: backbone(images, seen["valid"])
+        whole = pad(images, (0, 3, 0, 26))
+        torch.testing.assert_close(scores, model(whole)[..., :70, :93])
+        torch.manual_seed(1)
+        losses = model(images, targets)
+        torch.manual_seed(1)
+        torch.testing.assert_close(losses, model(whole, pad(targets, (0, 3, 0, 26), value=255)))
+
+
 def test_queries_that_know_all_tell_all():
     """Masks of the regions and their classes give the regions back; what claims to be nothing adds nothing."""
     targets = regions(1, 48, 80)
@@ -129,6 +164,9 @@ def test_sizes_need_not_be_multiples_of_anything(size):
 
 def test_every_parameter_is_trained():
     model = net().train()
+    with torch.no_grad():
+        for parameter in model.parameters():  # some begin at zero, and hold others' gradients there
+            parameter.add_(0.02 * torch.randn_like(parameter))
     sum(model(torch.randn(2, 3, 64, 64), regions(2, 64, 64)).values()).backward()
     idle = [name for name, parameter in model.named_parameters() if not parameter.grad.abs().max() > 0]
     # a bias of keys moves all logits of a query alike, and so tells nothing

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import interpolate, log_softmax
+from torch.nn.functional import interpolate, log_softmax, pad
 
+from models.dense import valid_pixels
 from models.swin import mixed
 from models.swin_stages import SwinStages
 from models.uper_net import UperNet, batch_norm, group_norm
@@ -75,19 +77,37 @@ def test_heads_are_transformers(training):
 @pytest.mark.parametrize("size", [(64, 96), (70, 93), (20, 20)])
 def test_scores_are_those_of_the_heads_at_the_size_of_the_image(size):
     model, images = net().eval(), torch.randn(2, 3, *size)
+    height, width = size
+    whole = (-(-height // 32) * 32, -(-width // 32) * 32)
     with torch.no_grad():
         scores = model(images)
-        small = model.classify(model.decode(model.backbone(images)))
-        expected = interpolate(small, size=size, mode="bilinear", align_corners=False)
+        padded = pad(images, (0, whole[1] - width, 0, whole[0] - height))
+        there = valid_pixels(torch.tensor([size, size]), *whole)
+        small = model.classify(model.decode(model.backbone(padded, there)))
+        expected = interpolate(small, size=whole, mode="bilinear", align_corners=False)[..., :height, :width]
     assert scores.shape == (2, 5, *size)
     torch.testing.assert_close(scores, expected)
     torch.testing.assert_close(model.activate(scores).sum(1), torch.ones(2, *size))
 
 
+@pytest.mark.parametrize("size", [(70, 93), (130, 33)])
+def test_maps_double_so_that_none_is_stretched(size):
+    """Each map's cells say where they lie; enlarged, a coarse one says of every place inside it what the finer one does."""
+    model, seen = net(), []
+    model.decode.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs[0]))
+    model(torch.randn(1, 3, *size))
+    places = [
+        (torch.arange(x.shape[-1]) + 0.5) * stride for x, stride in zip(seen, model.backbone.strides, strict=True)
+    ]
+    for fine, coarse in pairwise(places):
+        enlarged = interpolate(coarse[None, None], size=len(fine), mode="linear", align_corners=False)[0, 0]
+        torch.testing.assert_close(enlarged[1:-1], fine[1:-1])
+
+
 def test_losses_are_means_over_the_pixels_that_count():
-    model, images = net(dropout=0.0).eval(), torch.randn(2, 3, 40, 56)
-    targets = torch.randint(0, 5, (2, 40, 56))
-    targets[torch.rand(2, 40, 56) < 0.4] = 255
+    model, images = net(dropout=0.0).eval(), torch.randn(2, 3, 32, 64)
+    targets = torch.randint(0, 5, (2, 32, 64))
+    targets[torch.rand(2, 32, 64) < 0.4] = 255
     with torch.no_grad():
         losses = model(images, targets)
         maps = model.backbone(images)
@@ -95,7 +115,7 @@ def test_losses_are_means_over_the_pixels_that_count():
             ("cross_entropy", model.classify(model.decode(maps)), 1.0),
             ("auxiliary", model.auxiliary(maps[2]), 0.4),
         ):
-            scores = interpolate(small, size=(40, 56), mode="bilinear", align_corners=False)
+            scores = interpolate(small, size=(32, 64), mode="bilinear", align_corners=False)
             told = log_softmax(scores, 1).gather(1, targets.where(targets != 255, 0)[:, None]).squeeze(1)
             torch.testing.assert_close(losses[name], -weight * told[targets != 255].mean())
     assert set(losses) == {"cross_entropy", "auxiliary"}
