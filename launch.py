@@ -118,9 +118,13 @@ def newest_checkpoint(arguments: list[str], folder: str | Path = "outputs") -> N
 def with_overrides_of_checkpoint(arguments: list[str], swept: Sequence[str] = ("pos", "seed")) -> None:
     """Put the overrides that a checkpoint was trained with before the user's own, in place; the user's win key by key.
 
+    Done twice, as for ranks that are started with the arguments of another, it is as if done once.
+
     Where `ckpt` is a folder of runs, the first of them speaks for all, but for the `swept` keys in which they differ.
     """
-    given = dict(argument.split("=", 1) for argument in arguments[1:] if "=" in argument)
+    deleted = {argument[1:].split("=", 1)[0] for argument in arguments[1:] if argument.startswith("~")}
+    set_anew = (argument.lstrip("+") for argument in arguments[1:] if "=" in argument and not argument.startswith("~"))
+    given = dict(argument.split("=", 1) for argument in set_anew)
     path = given.get("ckpt")
     if path is None:
         return
@@ -138,7 +142,8 @@ def with_overrides_of_checkpoint(arguments: list[str], swept: Sequence[str] = ("
     kept = [
         override
         for override in overrides
-        if (key := override.lstrip("+~").split("=", 1)[0]) not in given
+        if (key := override.lstrip("+~").split("=", 1)[0]) not in deleted
+        and (override.startswith("~") or key not in given)
         and key.split(".")[0] not in (*of_training, *given)  # a group chosen anew has other keys
     ]
     if "trained_context" in config and "trained_context" not in given:  # other data would tell another

@@ -106,21 +106,40 @@ def save_figure(figure: Any, path: str | Path, dpi: int = 130) -> None:
 
 def _tested(row: Row) -> str:
     """The model, and what was done to it in the test beside scaling."""
-    plain = {"average": "False", "ratios": "[1.0]", "flip": "False", "crop": "None"}
+    plain = {"average": "False", "ratios": "[1.0]", "flip": "False"}
     others = [f"{name} {row[name]}" for name, value in plain.items() if row.get(name, "") not in ("", value)]
-    return ", ".join([row["model"], *others])
+    return ", ".join([row["model"], *others, *_windows(row)])
+
+
+def _windows(row: Row) -> list[str]:
+    """How a test image was read in windows, which may grow with it; nothing where it was read whole."""
+    crop, stride = row.get("crop", ""), row.get("stride", "")
+    if crop in ("", "None"):
+        return []
+    if crop == row["resolution"] and stride.isdecimal():
+        return [f"windows of the short side, {int(stride) / int(crop):.2f} of it apart"]
+    return [f"windows of {crop}" + (f", {stride} apart" if stride else "")]
 
 
 def curves(rows: Sequence[Row], metric: str) -> dict[tuple[str, str], dict[str, list[float]]]:
-    """(model, scaling) → resolution → values of all checkpoints, the last row of each checkpoint counting."""
-    latest = {(_tested(r), r["scaling"], r["resolution"], r["ckpt"], r["split"]): r for r in rows if known(r, metric)}
-    extents = defaultdict(set)
+    """(model, scaling) → resolution → values of all checkpoints, the last row of each checkpoint counting.
+
+    A model that was trained at several sizes, or tested on several sets or splits, has a line for each.
+    """
+    latest = {
+        (_tested(r), r["scaling"], r["resolution"], r["ckpt"], r["split"], r.get("data")): r
+        for r in rows
+        if known(r, metric)
+    }
+    parts = {"trained_at": "trained at", "data": "on", "split": "split"}
+    kinds = defaultdict(set)
     for row in latest.values():
-        extents[row["model"]].add(row.get("trained_at"))
+        for part in parts:
+            kinds[row["model"], part].add(row.get(part))
     found: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for (model, scaling, resolution, *_), row in latest.items():
-        line = f"{model}, trained at {row.get('trained_at')}" if len(extents[row["model"]]) > 1 else model
-        found[line, scaling][resolution].append(float(row[metric]))
+        told = [f"{words} {row.get(part)}" for part, words in parts.items() if len(kinds[row["model"], part]) > 1]
+        found[", ".join([model, *told]), scaling][resolution].append(float(row[metric]))
     return found
 
 

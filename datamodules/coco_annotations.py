@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,7 +204,13 @@ def _floats(file: Path, annotations: Sequence[Mapping[str, Any]], key: str, shap
                 f"{file}: {_named('annotation', annotations[wrong], wrong)} has {key!r} {_shown(values[wrong])}; "
                 "it must be x, y, width and height"
             )
-    return np.array(values, dtype=np.float64).reshape(-1, *shape)
+    try:
+        return np.array(values, dtype=np.float64).reshape(-1, *shape)
+    except OverflowError:
+        index = next(i for i, v in enumerate(values) if any(abs(n) > sys.float_info.max for n in (v if shape else [v])))
+        raise AnnotationError(
+            f"{file}: {_named('annotation', annotations[index], index)} has {key!r} {_shown(values[index])}; give less"
+        ) from None
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,7 @@ class MMDetDino(nn.Module):
     """mmdet's DINO with the settings of its 4-scale configuration, which are detrex's too.
 
     What comes after the backbone computes in float32 under autocast, since matching and the refinement of boxes need it.
+    The norms of mmdet's neck count padding, so that scores depend a little on what an image is batched with.
 
     Args:
         backbone: its maps are projected to `channels`, with maps of half the size each appended up to `levels`.

@@ -10,7 +10,10 @@ from timm.utils import ModelEmaV3
 
 
 class StoredAverage(pl.Callback):
-    """Keeps timm's `ModelEmaV3` of the model; checkpoints carry it under `average` (RoPE-ViT stores it, decay 0.99996)."""
+    """Keeps timm's `ModelEmaV3` of the model, updated after every step of the optimizer.
+
+    Checkpoints carry it under `average` (RoPE-ViT stores it, decay 0.99996).
+    """
 
     def __init__(self, decay: float) -> None:
         if not 0.0 < decay < 1.0:
@@ -18,6 +21,7 @@ class StoredAverage(pl.Callback):
         self.decay = decay
         self.average: ModelEmaV3 | None = None
         self._resumed: dict[str, Any] | None = None
+        self._step = 0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if isinstance(trainer.strategy, ModelParallelStrategy):
@@ -29,12 +33,14 @@ class StoredAverage(pl.Callback):
         self.average = ModelEmaV3(pl_module.model, decay=self.decay)
         if self._resumed is not None:
             self.average.module.load_state_dict(self._resumed)
+        self._step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.average is not None:
+        if self.average is not None and trainer.global_step != self._step:  # gradients may be accumulated
             self.average.update(pl_module.model)
+            self._step = trainer.global_step
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

@@ -128,6 +128,26 @@ def test_a_folder_of_runs_speaks_through_its_first(trained, tmp_path):
     assert "epochs=2" not in arguments
 
 
+@pytest.mark.parametrize(
+    ("trained", "given", "expected"),
+    [
+        (["+model.norm=batch"], [], ["+model.norm=batch"]),
+        (["~data.transform", "+data.transform={a:1}"], [], ["~data.transform", "+data.transform={a:1}"]),
+        (["~data.transform", "+data.transform={a:1}"], ["+data.transform={b:2}"], ["~data.transform"]),
+        (["+model.norm=batch"], ["+model.norm=group"], []),
+        (["~data.transform"], ["~data.transform"], []),
+    ],
+)
+def test_overrides_that_add_and_remove_come_once(tmp_path, trained, given, expected):
+    """A second rank is started with the arguments of the first, which have them already."""
+    path = tmp_path / "last.ckpt"
+    torch.save({"run": {"overrides": ["task=coco", *trained]}}, path)
+    arguments = ["evaluate.py", f"ckpt={path}", *given]
+    for _ in range(2):
+        with_overrides_of_checkpoint(arguments)
+        assert arguments == ["evaluate.py", "task=coco", *expected, f"ckpt={path}", *given]
+
+
 def test_what_is_chosen_anew_sheds_its_old_keys(tmp_path):
     path = tmp_path / "last.ckpt"
     overrides = ["task=trajectory", "datamodule=scenes_womd", "datamodule.path=D", "pos=rope"]

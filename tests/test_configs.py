@@ -119,6 +119,54 @@ def test_language_experiments_resolve_and_build(experiment):
     assert "Expected" in header(experiment)
 
 
+# arXiv 2403.13298 with detrex's DINO, BEiT v2's UperNet and usual values of Mask2Former: learning rate, weight decay, clipping;
+# drop path, pixels, images a rank; what divides the rate, its schedule; the published figure of mixed
+VIT = ("BackboneScaled", 0.1)
+BEIT = ("LayerDecay", 0.75)
+DENSE_RECIPES = {
+    "coco_dino_swin_tiny": (1e-4, 1e-4, 0.1, 0.1, 800, 2, VIT, {"at": [0.91667], "warmup_steps": 0}, "51.8"),
+    "coco_dino_swin_small": (1e-4, 1e-4, 0.1, 0.1, 800, 2, VIT, {"at": [0.91667], "warmup_steps": 0}, "53.3"),
+    "coco_dino_swin_base": (1e-4, 1e-4, 0.1, 0.1, 800, 2, VIT, {"at": [0.91667], "warmup_steps": 0}, "54.5"),
+    "coco_dino_vit_base": (1e-4, 1e-4, 0.1, 0.1, 800, 2, VIT, {"at": [0.91667], "warmup_steps": 0}, "51.2"),
+    "coco_dino_vit_large": (1e-4, 1e-4, 0.1, 0.4, 800, 2, VIT, {"at": [0.8], "warmup_steps": 250}, "52.9"),
+    "coco_rt_detr_vit_base": (1e-4, 1e-4, 0.1, 0.1, 800, 2, VIT, {"at": [0.91667], "warmup_steps": 0}, None),
+    "ade20k_mask2former_swin_small": (1e-4, 0.05, 0.01, 0.3, 512, 2, VIT, {"power": 0.9, "warmup_steps": 0}, "51.1"),
+    "ade20k_mask2former_swin_base": (1e-4, 0.05, 0.01, 0.3, 640, 2, VIT, {"power": 0.9, "warmup_steps": 0}, "52.0"),
+    "ade20k_uper_net_vit_base": (5e-5, 0.05, None, 0.15, 512, 2, BEIT, {"power": 1.0, "warmup_steps": 1500}, "49.6"),
+    "ade20k_uper_net_vit_large": (5e-5, 0.05, None, 0.15, 512, 2, BEIT, {"power": 1.0, "warmup_steps": 1500}, "51.5"),
+}
+
+
+@pytest.mark.parametrize("experiment", DENSE_RECIPES)
+def test_dense_experiments_are_the_recipes(experiment):
+    lr, decay, clip, drop_path, pixels, batch, (groups, rate), schedule, figure = DENSE_RECIPES[experiment]
+    kind = experiment.split("_")[0]
+    cfg = composed(f"experiment={experiment}", "datamodule.path=/data", task=kind)
+    scaled = cfg.task.groups
+    assert (cfg.task.optimizer.lr, cfg.task.weight_decay, cfg.trainer.get("gradient_clip_val")) == (lr, decay, clip)
+    assert cfg.backbone.get("trunk", cfg.backbone).drop_path_rate == drop_path
+    assert (cfg.image_size, cfg.datamodule.batch_size) == (pixels, batch)
+    assert (scaled._target_.split(".")[-1], scaled.get("factor", scaled.get("rate"))) == (groups, rate)
+    assert schedule.items() <= OmegaConf.to_container(cfg.task.schedule).items()
+    assert (cfg.epochs, cfg.trainer.get("max_steps", -1)) == ((12, -1) if kind == "coco" else (-1, 160_000))
+    if "uper" in experiment:
+        assert (cfg.task.crop, cfg.task.stride) == (512, 341)
+    if figure is not None:
+        assert f"mixed {figure}," in header(experiment)
+
+
+def test_every_dense_experiment_has_its_recipe_above():
+    assert set(experiments("coco") + experiments("ade20k")) == DENSE_RECIPES.keys()
+
+
+@pytest.mark.parametrize(
+    ("pixels", "short", "crop"), [(96, [80, 96, 112], [80, 128]), (192, [160, 192, 224], [160, 256])]
+)
+def test_the_embedded_scenes_train_at_the_size_that_is_asked(pixels, short, crop):
+    made = composed(f"image_size={pixels}", task="coco").datamodule.train_transform
+    assert (list(made.short_sides), list(made.crop), made.long_side) == (short, crop, pixels * 7 // 4)
+
+
 @pytest.mark.parametrize("experiment", experiments("coco") + experiments("ade20k"))
 def test_dense_experiments_resolve_and_build(experiment):
     kind = experiment.split("_")[0]

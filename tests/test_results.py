@@ -43,6 +43,29 @@ def test_curves_average_checkpoints_and_keep_the_last_row_of_each():
     assert curves(rows, "top1")["mixed", "identity"]["32"] == [0.5, 0.7]
 
 
+def test_rows_of_other_data_and_splits_are_other_lines():
+    rows = [
+        {**row("mixed", "32", "0.1"), "data": "coco"},
+        {**row("mixed", "32", "0.5"), "data": "mine"},
+        {**row("ape", "32", "0.2"), "data": "coco"},
+    ]
+    assert {line for line, _ in curves(rows, "top1")} == {"mixed, on coco", "mixed, on mine", "ape"}
+    rows = [row("mixed", "32", "0.1"), {**row("mixed", "32", "0.5"), "split": "val"}]
+    assert {line for line, _ in curves(rows, "top1")} == {"mixed, split test", "mixed, split val"}
+
+
+def test_windows_that_grow_with_the_image_are_one_line():
+    growing = [
+        {**row("mixed", side, "0.1"), "crop": side, "stride": str(int(side) * 2 // 3)} for side in ("96", "192", "384")
+    ]
+    fixed = [{**row("mixed", "192", "0.2"), "crop": "96", "stride": stride} for stride in ("64", "32")]
+    assert {line: list(points) for (line, _), points in curves([*growing, *fixed], "top1").items()} == {
+        "mixed, windows of the short side, 0.67 of it apart": ["96", "192", "384"],
+        "mixed, windows of 96, 64 apart": ["192"],
+        "mixed, windows of 96, 32 apart": ["192"],
+    }
+
+
 def test_the_figure_and_the_table(tmp_path, capsys):
     path = tmp_path / "results.csv"
     for model, top1 in (("ape", 0.5), ("mixed", 0.75)):

@@ -145,6 +145,11 @@ WRONG = {
         annotation(bbox=[1.0, 2.0, float("nan"), 4.0]),
         r"annotation {annotation} has a box that is not finite",
     ),
+    "area beyond numbers": (annotation(area=10**400), r"annotation id {annotation} .* has 'area' 1000.*; give less"),
+    "box beyond numbers": (
+        annotation(bbox=[1, 2, -(10**400), 4]),
+        r"annotation id {annotation} .* has 'bbox' .*give less",
+    ),
     "NaN as area": (annotation(area=float("nan")), r"annotation {annotation} has area nan"),
     "negative area": (annotation(area=-3), r"annotation {annotation} has area -3"),
     "box of three": (annotation(bbox=[1, 2, 3]), r"annotation id {annotation} .* must be x, y, width and height"),

@@ -74,6 +74,16 @@ def test_the_average_is_stored_and_not_used(tmp_path):
         assert torch.equal(loaded.head.weight, expected)
 
 
+def test_the_average_takes_a_step_of_the_optimizer_at_a_time(tmp_path):
+    task, average = task_of(tiny()), StoredAverage(decay=0.5)
+    seen = []
+    task.on_train_batch_start = lambda *_: seen.append(average.average.module.head.weight.detach().clone())
+    trainer(tmp_path, max_epochs=1, callbacks=[average], accumulate_grad_batches=2).fit(task, loader(batches(4)))
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[1], seen[2])
+    assert torch.equal(seen[2], seen[3])
+
+
 def test_a_checkpoint_without_an_average_is_named(tmp_path):
     torch.save({"state_dict": tiny().state_dict()}, tmp_path / "x.ckpt")
     with pytest.raises(ValueError, match=r"x\.ckpt has no weights under 'average'"):
