@@ -18,10 +18,12 @@ class DeltaState(NamedTuple):
     Attributes:
         committed: (b, h, d, d) as the chunk began.
         running: (b, h, d, d) with the chunk's tokens so far; the same numbers as `committed` after a chunk's end.
+        recent: (b, taps − 1, width) projected to keys, the last tokens of the document; zeros where there are fewer.
     """
 
     committed: Tensor
     running: Tensor
+    recent: Tensor
 
 
 class DeltaBank(nn.Module):
@@ -31,7 +33,11 @@ class DeltaBank(nn.Module):
     read S q with the query on a stored key gives back the value itself, as large as when it was written, so it needs no scale.
     Tokens read S as it was when their chunk began, whatever the chunk has written since.
 
-    The state takes 2 · width² / heads float32 numbers a row: h matrices of d × d, committed and running.
+    Keys are convolved over the last tokens, channel by channel (arXiv 2412.06464), so that a value can be stored under what
+    the token before it named; without that, a layer binds each token to itself alone.
+
+    The state takes 2 · width² / heads + (taps − 1) · width float32 numbers a row: h matrices of d × d, committed and
+    running, and the tokens that the convolution looks back at.
 
     Args:
         width: channels.
@@ -41,6 +47,7 @@ class DeltaBank(nn.Module):
             gate's input at zero: spread evenly in the logarithm from the first head to the last, many chunks each.
         strength: β at the start of training, with the gate's input at zero. Keys at random overwrite each other too: of
             a value, exp(−β n / d) is left after n writes, so that β = ½ would leave little after a chunk of 4 d tokens.
+        taps: tokens that a key is made of, its own the last; 1 is no convolution.
 
     Raises:
         ValueError: for heads that don't divide the width, or gates that can't begin where they are asked to.
@@ -54,6 +61,7 @@ class DeltaBank(nn.Module):
         decay: bool = True,
         half_lives: tuple[float, float] = (2.0**11, 2.0**16),
         strength: float = 0.05,
+        taps: int = 4,
     ) -> None:
         super().__init__()
         if heads < 1 or width % heads:
@@ -62,7 +70,10 @@ class DeltaBank(nn.Module):
             raise ValueError(f"DeltaBank: strength is {strength}, not between 0 and 1")
         if min(half_lives) <= 0:
             raise ValueError(f"DeltaBank: half_lives are {tuple(half_lives)}, not above 0")
-        self.heads = heads
+        if taps < 1:
+            raise ValueError(f"DeltaBank: taps is {taps}, not at least 1")
+        self.heads, self.taps = heads, taps
+        self.convolution = nn.Parameter(torch.empty(taps, width).uniform_(-1, 1) * taps**-0.5) if taps > 1 else None
         self.query = nn.Linear(width, width, bias=False)
         self.key_value = nn.Linear(width, 2 * width, bias=False)
         self.write_gate = nn.Linear(width, heads, bias=False)
@@ -81,7 +92,7 @@ class DeltaBank(nn.Module):
         """Nothing stored."""
         size = self.query.in_features // self.heads
         none = torch.zeros(rows, self.heads, size, size, device=device)
-        return DeltaState(none, none)
+        return DeltaState(none, none, torch.zeros(rows, self.taps - 1, self.query.in_features, device=device))
 
     def forward(self, x: Tensor, state: DeltaState, span: Span) -> tuple[Tensor, DeltaState]:
         """See `models.bank.Bank`."""
@@ -96,6 +107,7 @@ class DeltaBank(nn.Module):
             # commit; where a document began, the chunk's last one isn't the bank's.
             first = span.continues[:, :1] | ~span.restarts[:, None]
             continues = torch.cat((first, span.continues[:, 1:]), 1)
+            key, recent = self._convolved(key, state.recent, span.pooled, continues)
             writes = [part.transpose(2, 3) for part in (_unit(key), value, strength, log_decay)]  # (b, k, h, t, …)
             states = delta_chunks(state.running.to(kind), writes[0], writes[1], writes[2], writes[3], continues)
             committed = state.committed.to(kind)
@@ -105,7 +117,24 @@ class DeltaBank(nn.Module):
                 before = torch.stack((committed, *states[:-1]), 1)  # (b, k, h, d, d)
                 query = _unit(query.unflatten(-1, shape).to(kind)) * span.recalls[..., None, None]
                 read = torch.einsum("bkhij,bkthj->bkthi", before, query)
-        return read, DeltaState(states[-1] if span.commits else committed, states[-1])
+        return read, DeltaState(states[-1] if span.commits else committed, states[-1], recent)
+
+    def _convolved(self, key: Tensor, recent: Tensor, pooled: Tensor, continues: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys (b, k, t, h, d), each with those of its document before it, and what the next ones will look back at."""
+        if self.convolution is None:
+            return key, recent
+        weight, (b, k, t, heads, size) = self.convolution.to(key.dtype), key.shape
+        tokens = torch.cat((recent.to(key.dtype), (key * pooled[..., None, None]).reshape(b, k * t, -1)), 1)
+        memory = (~continues).cumsum(1)  # numbers the memories that chunks write to
+        memory = memory[..., None].expand(b, k, t).flatten(1)
+        written = torch.cat((torch.zeros_like(recent[..., 0], dtype=memory.dtype), memory), 1)
+        convolved = torch.zeros_like(tokens[:, : k * t])
+        for tap, scale in enumerate(weight):
+            reached = slice(tap, tap + k * t)
+            convolved = convolved + scale * tokens[:, reached] * (written[:, reached] == memory)[..., None]
+        back = self.taps - 1
+        left = tokens[:, -back:] * (written[:, -back:] == memory[:, -1:])[..., None]
+        return convolved.view(b, k, t, heads, size), left
 
     def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(*, c) → β and log α, each (*, h), in the dtype of x: bfloat16 couldn't tell an α of 0.9997 from 1."""

@@ -141,6 +141,7 @@ class MemoryLM(nn.Module):
             "null",
             "age_bias",
             "pool.query",
+            "convolution",
         )
         return {name for name, _ in self.named_parameters() if name.endswith(spared)}
 

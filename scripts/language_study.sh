@@ -30,8 +30,8 @@ text() { # held-out plays at equal parameters and tokens; $1 is the seed
 	done
 }
 
-passkey_recipe="datamodule=chunk_passkey model=lm_ci optimizer@task.optimizer=adamw task.optimizer.lr=2e-3 task.optimizer.betas=[0.9,0.95]"
-passkey_recipe+=" task.weight_decay=0.01 trainer.precision=32-true"
+adamw="optimizer@task.optimizer=adamw task.optimizer.lr=2e-3 task.optimizer.betas=[0.9,0.95] task.weight_decay=0.01 trainer.precision=32-true"
+passkey_recipe="datamodule=chunk_passkey model=lm_ci $adamw"
 passkey_lengths="-- datamodule.eval_seed=\${seed} sweep=context task.mutes=false evaluation.callbacks.frequencies=null datamodule.eval_batches=4 hydra.sweeper.params.context=\\'128,256,512,1024,2048\\'"
 
 passkey() { # a value told in the first two of eight chunks, asked for at the end
@@ -58,13 +58,14 @@ eviction() { # streams of random length, up to four times what the bank holds
 	done
 }
 
-recall() { # eight pairs told in one chunk, asked for in the seven after it
-	local seed problem="datamodule=mqar datamodule.vocabulary=512 datamodule.family.pairs=8 datamodule.family.alpha=1.0"
-	problem+=" datamodule.length=128 datamodule.steps=800 trainer.precision=32-true"
+recall() { # eight pairs told in one chunk, asked for in the seven after it, nothing between
+	local seed problem="datamodule=mqar datamodule.vocabulary=64 datamodule.family.pairs=8 datamodule.family.alpha=1.0 datamodule.family.noise=false"
+	problem+=" datamodule.length=128 datamodule.steps=600 $adamw"
 	local sweep="datamodule.eval_seed=\${seed} sweep=context task.mutes=false evaluation.callbacks.frequencies=null datamodule.eval_batches=4 hydra.sweeper.params.context=\\'128,256,512\\'"
 	for seed in 0 1 2; do
-		echo "recall memory-$seed model=lm_ci $problem -- $sweep"
 		echo "recall delta-$seed model=lm_ci_delta $problem -- $sweep"
+		echo "recall unconvolved-$seed model=lm_ci_delta +model.bank.taps=1 $problem -- $sweep"
+		echo "recall memory-$seed model=lm_ci $problem -- $sweep"
 		echo "recall xl-$seed model=lm_ci_xl $problem -- $sweep"
 		echo "recall transformer-$seed model=lm_tiny_transformer model.width=64 model.layers=2 model.hidden=512 segment=128 $problem -- $sweep"
 	done

@@ -16,12 +16,13 @@ class MQAR:
 
     Keys are 1 … vocabulary/2 − 1, values vocabulary/2 … vocabulary − 1. Queries stand an even number 2j of tokens after
     the pairs' end, j = 0, 1 …, where P(j) ∝ (j + 1)^(alpha − 1) among the places still free. Filling tokens are any, so
-    now and then a key among them, unasked.
+    now and then a key among them, unasked; or all of them 0, which is neither key nor value.
 
     Args:
         pairs: keys with values.
         vocabulary: number of tokens.
         alpha: exponent of the power law; 1 spreads queries evenly.
+        noise: whether filling tokens are any; if not, they are 0.
 
     Raises:
         ValueError: no pairs, more pairs than keys, or an alpha that isn't positive.
@@ -30,6 +31,7 @@ class MQAR:
     pairs: int
     vocabulary: int = 8192
     alpha: float = 0.01
+    noise: bool = True
 
     def __post_init__(self) -> None:
         keys = self.vocabulary // 2 - 1
@@ -53,7 +55,8 @@ class MQAR:
         values = half + distinct(rng, rows, np.ones(self.vocabulary - half), self.pairs)
         law = np.arange(1, (length - context) // 2 + 1) ** (self.alpha - 1)
         asked = context + 2 * distinct(rng, rows, law, self.pairs)
-        tokens = rng.integers(0, self.vocabulary, (rows, length))
+        filling = self.vocabulary if self.noise else 1
+        tokens = rng.integers(0, filling, (rows, length))
         tokens[:, 0:context:2] = keys
         tokens[:, 1:context:2] = values
         np.put_along_axis(tokens, asked, keys, axis=1)

@@ -146,9 +146,10 @@ def test_a_seed_is_a_sample(family, length, told):
     assert not np.array_equal(drawn(1).tokens, drawn(2).tokens)
 
 
+@pytest.mark.parametrize("noise", [True, False])
 @pytest.mark.parametrize(("length", "pairs"), [(64, 4), (16, 4), (512, 64)])
-def test_recall_asks_each_key_once_for_its_value(length, pairs):
-    family = MQAR(pairs, 1024)
+def test_recall_asks_each_key_once_for_its_value(length, pairs, noise):
+    family = MQAR(pairs, 1024, noise=noise)
     sample = family(np.random.default_rng(0), 50, length)
     assert sample.tokens.min() >= 0
     assert sample.tokens.max() < 1024
@@ -157,6 +158,8 @@ def test_recall_asks_each_key_once_for_its_value(length, pairs):
         told = pairs_told(row, family)
         assert asked == {place: told[place] for place in asked}  # and so at even places after the pairs
         assert sorted(row[place] for place in asked) == sorted(row[: 2 * pairs : 2])
+        if not noise:
+            assert not any(token for place, token in enumerate(row[2 * pairs :], 2 * pairs) if place not in asked)
 
 
 def test_gaps_follow_the_power_law():

@@ -56,13 +56,20 @@ def defined(bank, x, starts, chunk):
     """What tokens of one row read, x (n, c), written from the definition, token by token."""
     heads, size = bank.heads, x.shape[-1] // bank.heads
     query, (key, value) = bank.query(x), bank.key_value(x).chunk(2, -1)
+    document = starts.cumsum(0).tolist()
+    if bank.convolution is not None:
+        made = torch.zeros_like(key)
+        for t in range(len(x)):
+            for back in range(bank.taps):
+                if t >= back and document[t - back] == document[t]:
+                    made[t] += bank.convolution[-1 - back] * key[t - back]
+        key = made
     query, key, value = (part.unflatten(-1, (heads, size)) for part in (query, key, value))
     query, key = (part / (part.square().sum(-1, keepdim=True) + 1e-6).sqrt() for part in (query, key))
     beta = torch.sigmoid(x @ bank.write_gate.weight.T + bank.write_gate_bias)
     alpha = torch.ones_like(beta)
     if bank.decay_gate is not None:
         alpha = 1 / (1 + torch.exp(x @ bank.decay_gate.weight.T + bank.decay_gate_bias))
-    document = starts.cumsum(0).tolist()
     stored, holds, out = x.new_zeros(heads, size, size), None, []
     for begun in range(0, len(x), chunk):
         here = range(begun, min(begun + chunk, len(x)))
@@ -131,12 +138,12 @@ def test_a_stored_value_comes_back_and_a_new_one_takes_its_place():
     assert torch.allclose(stored([one, two], [old, beside], 1.0, math.log(0.5)) @ one, 0.5 * old)
 
 
-@pytest.mark.parametrize("decay", [True, False])
+@pytest.mark.parametrize(("decay", "taps"), [(True, 4), (False, 4), (True, 1), (True, 7)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("chunk", [4, 5, 8])
-def test_any_split_reads_what_the_definition_says(chunk, dtype, decay):
+@pytest.mark.parametrize("chunk", [2, 4, 5, 8])
+def test_any_split_reads_what_the_definition_says(chunk, dtype, decay, taps):
     generator = torch.Generator().manual_seed(chunk)
-    bank = quick(dtype, decay=decay)
+    bank = quick(dtype, decay=decay, taps=taps)
     for trial in range(6):
         n = int(torch.randint(3 * chunk, 7 * chunk, (), generator=generator))
         x = torch.randn(3, n, WIDTH, dtype=dtype, generator=generator)
@@ -148,6 +155,20 @@ def test_any_split_reads_what_the_definition_says(chunk, dtype, decay):
             assert torch.allclose(found, torch.stack(wanted), rtol=0, atol=TOLERANCE[dtype])
             assert torch.allclose(state.running, torch.stack(stored), rtol=0, atol=TOLERANCE[dtype])
         assert trial > 2 or found.abs().max() > 0.1
+
+
+def test_a_value_is_stored_under_the_token_before_it():
+    """A convolution that looks one token back: what is asked with a key gets the value that followed it."""
+    bank = DeltaBank(8, 2, decay=False, strength=0.999, taps=2)
+    with torch.no_grad():
+        bank.convolution.copy_(torch.tensor([[1.0], [0.0]]).expand(2, 8))
+        bank.query.weight.copy_(torch.eye(8))
+        bank.key_value.weight.copy_(torch.eye(8).repeat(2, 1))
+        bank.write_gate.weight.zero_()
+        x = torch.eye(4).repeat(1, 2)[None]  # in both heads: tokens 0, 1, 2, 3
+        told = torch.cat((x, x[:, :1] * 0, x[:, [0, 2]], x[:, :1] * 0), 1)  # then nothing, 0 and 2 ask
+        out, _ = read(bank, told, torch.zeros(1, 8, dtype=torch.bool), 4, [8])
+    torch.testing.assert_close(out[0, 5:7].flatten(1), x[0, [1, 3]], atol=2e-3, rtol=0)
 
 
 def test_gradients_are_those_of_any_split():
@@ -226,9 +247,9 @@ def test_the_state_has_the_floats_the_docstring_says_for_ever():
         span, stream = advance(stream, starts, 4, window=None, blocks=False)
         with torch.no_grad():
             _, state = bank(torch.randn(1, 2, 4, 48), state, span)
-        assert sum(part.numel() for part in state) == 2 * 48**2 // 4
+        assert sum(part.numel() for part in state) == 2 * 48**2 // 4 + 3 * 48
         assert sum({part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in state}.values()) <= (
-            4 * 2 * 48**2 // 4
+            4 * (2 * 48**2 // 4 + 3 * 48)
         )
     assert torch.equal(state.committed, state.running)
 
@@ -305,6 +326,7 @@ def test_gates_survive_the_model_initialiser():
     [
         ({"width": 10, "heads": 3}, "3 heads don't divide a width of 10"),
         ({"width": 8, "heads": 2, "strength": 1.0}, "strength is 1.0"),
+        ({"width": 8, "heads": 2, "taps": 0}, "taps is 0"),
         ({"width": 8, "heads": 2, "half_lives": (0, 5)}, r"half_lives are \(0, 5\)"),
     ],
 )
