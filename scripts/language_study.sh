@@ -48,13 +48,15 @@ passkey() { # a value told in the first two of eight chunks, asked for at the en
 	done
 }
 
-eviction() { # streams of random length, up to four times what the bank holds
+eviction() { # streams of random length, up to four times what the bank holds; at a constant rate, the gates' too
 	local seed random="datamodule.length=[48,256] datamodule.batch_size=32 datamodule.steps=600 $passkey_recipe"
+	random+=" task.schedule.floor=2e-3 task.gate_rate=1"
 	for seed in 0 1 2; do
 		echo "eviction newest-$seed $random $passkey_lengths"
 		echo "eviction evicted-$seed $random model.bank.chained=false $passkey_lengths"
-		echo "eviction open_gate-$seed $random model.bank.gate_bias=1 $passkey_lengths"
 		echo "eviction delta-$seed $random model=lm_ci_delta $passkey_lengths"
+		echo "eviction open_gate-$seed $random model.bank.gate_bias=1 $passkey_lengths"
+		echo "eviction cosine-$seed $random task.schedule.floor=1e-5 task.gate_rate=10 $passkey_lengths"
 	done
 }
 
