@@ -66,7 +66,7 @@ recall() { # eight pairs told in one chunk, asked for in the seven after it, not
 	local sweep="datamodule.eval_seed=\${seed} sweep=context task.mutes=false evaluation.callbacks.frequencies=null datamodule.eval_batches=4 hydra.sweeper.params.context=\\'128,256,512\\'"
 	for seed in 0 1 2; do
 		echo "recall delta-$seed model=lm_ci_delta $problem -- $sweep"
-		echo "recall unconvolved-$seed model=lm_ci_delta +model.bank.taps=1 $problem -- $sweep"
+		echo "recall unconvolved-$seed model=lm_ci_delta model.bank.taps=1 $problem -- $sweep"
 		echo "recall memory-$seed model=lm_ci $problem -- $sweep"
 		echo "recall xl-$seed model=lm_ci_xl $problem -- $sweep"
 		echo "recall transformer-$seed model=lm_tiny_transformer model.width=64 model.layers=2 model.hidden=512 segment=128 $problem -- $sweep"
