@@ -134,11 +134,11 @@ def curves(rows: Sequence[Row], metric: str) -> dict[tuple[str, str], dict[str, 
     parts = {"trained_at": "trained at", "data": "on", "split": "split"}
     kinds = defaultdict(set)
     for row in latest.values():
-        for part in parts:
-            kinds[row["model"], part].add(row.get(part))
+        for part in filter(row.get, parts):
+            kinds[row["model"], part].add(row[part])
     found: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for (model, scaling, resolution, *_), row in latest.items():
-        told = [f"{words} {row.get(part)}" for part, words in parts.items() if len(kinds[row["model"], part]) > 1]
+        told = [f"{parts[part]} {row[part]}" for part in filter(row.get, parts) if len(kinds[row["model"], part]) > 1]
         found[", ".join([model, *told]), scaling][resolution].append(float(row[metric]))
     return found
 

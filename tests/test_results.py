@@ -50,6 +50,8 @@ def test_rows_of_other_data_and_splits_are_other_lines():
         {**row("ape", "32", "0.2"), "data": "coco"},
     ]
     assert {line for line, _ in curves(rows, "top1")} == {"mixed, on coco", "mixed, on mine", "ape"}
+    rows[1]["data"] = ""  # a row from before there was such a column
+    assert {line for line, _ in curves(rows, "top1")} == {"mixed", "ape"}
     rows = [row("mixed", "32", "0.1"), {**row("mixed", "32", "0.5"), "split": "val"}]
     assert {line for line, _ in curves(rows, "top1")} == {"mixed, split test", "mixed, split val"}
 
