@@ -39,7 +39,6 @@ passkey() { # a value told in the first two of eight chunks, asked for at the en
 	for seed in 0 1 2; do
 		echo "passkey memory-$seed $eight $passkey_lengths"
 		echo "passkey without-$seed $eight model=lm_ci_xl $passkey_lengths"
-		[ $seed -lt 2 ] || continue
 		echo "passkey k1-$seed $eight task.backward_chunks=1 $passkey_lengths"
 		echo "passkey open_gate-$seed $eight model.bank.gate_bias=1 $passkey_lengths"
 		echo "passkey scalar_fusion-$seed $eight model.fusion._target_=models.fusion.ScalarFusion $passkey_lengths"
