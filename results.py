@@ -163,10 +163,10 @@ def draw(rows: Sequence[Row], path: str | Path, metrics: Sequence[str] = ("top1"
     figure, panels = pyplot.subplots(
         1, len(metrics), figsize=(1 + 6 * len(metrics), 4.5), layout="constrained", squeeze=False
     )
-    models = sorted({model for metric in metrics for model, _ in curves(rows, metric)})
+    drawn = {metric: curves(rows, metric) for metric in metrics}
+    models = sorted({model for lines in drawn.values() for model, _ in lines})
     colours = {model: f"C{i}" for i, model in enumerate(models)}
-    for axes, metric in zip(panels[0], metrics, strict=True):
-        lines = curves(rows, metric)
+    for axes, (metric, lines) in zip(panels[0], drawn.items(), strict=True):
         for (model, scaling), line in sorted(lines.items()):
             order = sorted(line, key=_pixels)
             x, runs = [_pixels(r) for r in order], [[100 * v for v in line[r]] for r in order]

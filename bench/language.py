@@ -149,9 +149,8 @@ def formula_bytes(model: MemoryLM, begun: int) -> int:
     """What the state of one row must take, with `begun` tokens of a chunk read: 4 bytes a float, 8 an integer.
 
     A layer keeps keys and values, 2 · c · width of the chunk before and 2 · i · width of this one, and its bank: of a FIFO
-    m · width + r · (width + 2) floats and one count, of a delta rule 2 · width² / heads +
-    (taps − 1) · width floats. The stream keeps the documents
-    of c + i tokens, and two more numbers.
+    m · width + r · (width + 2) floats and one count, of a delta rule 2 · width² / heads
+    + (taps − 1) · width floats. The stream keeps the documents of c + i tokens, and two more numbers.
     """
     width, floats, integers = model.embed.embedding_dim, 0, 2 + model.carry * model.chunk + begun
     for block in model.blocks:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from models.dense import Backbone, Boxes, Detections, valid_pixels
+from models.dense import Backbone, Boxes, Detections, valid_pixels, whole_cells
 from models.detr_encoder import encode
 from models.detr_losses import (
     LossWeights,
@@ -243,8 +243,7 @@ class RTDetr(nn.Module):
 
     def answer(self, images: Tensor, sizes: Tensor, objects: Sequence[Objects] | None = None) -> Answers:
         """All that the layers say about images; objects are noised and shown where given, in training."""
-        height, width = images.shape[-2:]
-        images = pad(images, (0, -width % self.strides[-1], 0, -height % self.strides[-1]))  # so that maps double
+        images, _ = whole_cells(images, self.strides[-1])
         padded = bool((sizes != sizes.new_tensor(images.shape[-2:])).any())
         maps = self.backbone(images, valid_pixels(sizes, *images.shape[-2:]) if padded else None)
         cells = [

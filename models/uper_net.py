@@ -82,11 +82,13 @@ class UperNet(nn.Module):
             Logits (b, classes, H, W) in float32; or the weighted losses `cross_entropy` and `auxiliary`, means over the
             pixels that count, 0 where none does.
         """
-        maps = self.backbone(*whole_cells(images, self.backbone.strides[-1]))
-        scores = self._upsampled(self.classify(self.decode(maps)), maps, images)
+        height, width = _size(images)
+        images, there = whole_cells(images, self.backbone.strides[-1])
+        maps = self.backbone(images, there)
+        scores = self._upsampled(self.classify(self.decode(maps)), images)[..., :height, :width]
         if targets is None:
             return scores
-        auxiliary = self._upsampled(self.auxiliary(maps[self.auxiliary_map]), maps, images)
+        auxiliary = self._upsampled(self.auxiliary(maps[self.auxiliary_map]), images)[..., :height, :width]
         return {
             "cross_entropy": self._loss(scores, targets),
             "auxiliary": self.auxiliary_weight * self._loss(auxiliary, targets),
@@ -96,10 +98,9 @@ class UperNet(nn.Module):
         """Probabilities of the classes, which can be averaged over scales; shapes stay."""
         return scores.softmax(1)
 
-    def _upsampled(self, scores: Tensor, maps: Sequence[Tensor], images: Tensor) -> Tensor:
+    def _upsampled(self, scores: Tensor, images: Tensor) -> Tensor:
         kind = torch.promote_types(scores.dtype, torch.float32)
-        height, width = (cells * self.backbone.strides[-1] for cells in _size(maps[-1]))
-        return _resized(scores.to(kind), (height, width))[..., : images.shape[2], : images.shape[3]]
+        return _resized(scores.to(kind), _size(images))
 
     def _loss(self, scores: Tensor, targets: Tensor) -> Tensor:
         total = cross_entropy(scores, targets, ignore_index=self.ignore_index, reduction="sum")

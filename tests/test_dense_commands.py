@@ -8,14 +8,14 @@ import shutil
 import folder
 import pytest
 import torch
+from cutout_sources import linked, sources_or_skip
 from PIL import Image
 from test_language_commands import content, rows_in, the_error, typed
 
 import evaluate
 import train
 from datamodules.cutout_folders import ADE20K_NAMES, CutoutFolder, write_ade20k, write_coco
-from datamodules.cutouts import CLASS_NAMES, prepare_cutouts
-from datamodules.embedded_source import SourceError, cache_folder
+from datamodules.cutouts import CLASS_NAMES
 
 STEPS = 2  # of an epoch
 SIZES = {"train": 8 * STEPS, "val": 8}
@@ -44,17 +44,7 @@ SCORES = {"coco": ("ap", CLASS_NAMES), "ade20k": ("iou", ADE20K_NAMES)}
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    """A cache that has the cut-outs and lacks the scenes."""
-    try:
-        sources = prepare_cutouts(cache_folder())
-    except SourceError as error:
-        if "could not download" not in str(error):
-            raise
-        pytest.skip(f"the cut-outs need the network once: {error}")
-    made = tmp_path_factory.mktemp("cache")
-    (made / "cutouts").mkdir()
-    (made / "cutouts" / sources.name).symlink_to(sources, target_is_directory=True)
-    return made
+    return linked(sources_or_skip(), tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")

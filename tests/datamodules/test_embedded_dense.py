@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from cutout_sources import sources_or_skip
+from cutout_sources import linked, sources_or_skip
 from PIL import Image
 
 from datamodules.cutout_folders import ADE20K_NAMES, CATEGORY_IDS, CutoutFolder, class_map, run_lengths, write_coco
@@ -36,10 +36,7 @@ def sources():
 
 @pytest.fixture(scope="module")
 def cache(sources, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cache")
-    (folder / "cutouts").mkdir()
-    (folder / "cutouts" / sources.name).symlink_to(sources, target_is_directory=True)
-    return folder
+    return linked(sources, tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,8 @@ from functools import partial
 
 import pytest
 import torch
-from test_classification import batches, loader, task_of, tiny, trainer
+from quiet_trainer import trainer
+from test_classification import batches, loader, task_of, tiny
 
 from datamodules.resumable import ResumableLoader
 from models.convert import load_checkpoint

@@ -3,8 +3,8 @@
 from functools import partial
 
 import pytest
-import pytorch_lightning as pl
 import torch
+from quiet_trainer import trainer
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
@@ -30,16 +30,6 @@ def batches(count=4, size=8, classes=5):
 
 def loader(data):
     return DataLoader(data, batch_size=None)
-
-
-def trainer(tmp_path, **changes):
-    quiet = {
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "enable_checkpointing": False,
-    }
-    return pl.Trainer(default_root_dir=tmp_path, accelerator="cpu", **{**quiet, **changes})
 
 
 def test_binary_targets_are_hardened():

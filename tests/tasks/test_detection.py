@@ -5,10 +5,10 @@ from functools import partial
 
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from quiet_trainer import trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -78,16 +78,6 @@ def loader(truths, batch_size=3):
 
 def task_of(model, **changes):
     return Detection(model, partial(torch.optim.SGD, lr=1e-5), **{"num_classes": CLASSES, **changes})
-
-
-def trainer(tmp_path, **changes):
-    quiet = {
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "enable_checkpointing": False,
-    }
-    return pl.Trainer(default_root_dir=tmp_path, accelerator="cpu", **{**quiet, **changes})
 
 
 @pytest.mark.parametrize("stage", ["validate", "test"])

@@ -6,8 +6,8 @@ from functools import partial
 
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import torch
+from quiet_trainer import trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -73,16 +73,6 @@ def loader(scales=(1.0,), batch_size=4):
 def task_of(model=None, **changes):
     optimizer = partial(torch.optim.SGD, lr=0.1)
     return Segmentation(model or Reads(), optimizer, **{"num_classes": CLASSES, "weight_decay": 0.0, **changes})
-
-
-def trainer(tmp_path, **changes):
-    quiet = {
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "enable_checkpointing": False,
-    }
-    return pl.Trainer(default_root_dir=tmp_path, accelerator="cpu", **{**quiet, **changes})
 
 
 # halves and doubles keep blocks of four pixels apart; the models' scores are brought to the size of the file

@@ -15,3 +15,10 @@ def sources_or_skip() -> Path:
         if "could not download" not in str(error):
             raise
         pytest.skip(f"the cut-outs need the network once: {error}")
+
+
+def linked(sources: Path, folder: Path) -> Path:
+    """A cache in `folder` that has the cut-outs and lacks what is made of them."""
+    (folder / "cutouts").mkdir()
+    (folder / "cutouts" / sources.name).symlink_to(sources, target_is_directory=True)
+    return folder
