@@ -25,6 +25,9 @@ register_resolvers()
 def run(cfg: DictConfig) -> None:
     if cfg.resume and cfg.ckpt is None:
         raise ValueError("resume=true needs ckpt=PATH")
+    pretrained = None if cfg.resume else cfg.get("pretrained")  # a requeued job keeps its command
+    if cfg.ckpt is not None and pretrained is not None:
+        raise ValueError("ckpt and pretrained both give weights: choose one")
     if cfg.resume:
         recorded(cfg.ckpt)
     prepare(cfg)
@@ -35,10 +38,8 @@ def run(cfg: DictConfig) -> None:
     task: Task = instantiate(cfg.task)
     if cfg.ckpt is not None:  # resuming, this only checks that the weights fit
         load_checkpoint(task.model, cfg.ckpt, resize=not cfg.resume)
-    if cfg.get("pretrained") is not None:
-        if cfg.ckpt is not None:
-            raise ValueError("ckpt and pretrained both give weights: choose one")
-        print(f"pretrained: {load_backbone(task.model, cfg.pretrained)}")
+    if pretrained is not None:
+        print(f"pretrained: {load_backbone(task.model, pretrained)}")
     record = Record(folder, OmegaConf.to_container(cfg, resolve=True), HydraConfig.get().overrides.task)  # type: ignore[arg-type]
     callbacks = [*(one for one in instantiate(cfg.callbacks).values() if one is not None), record]
     loggers = [logger for logger in instantiate(cfg.loggers).values() if logger is not None]

@@ -184,6 +184,16 @@ def test_an_evaluation_needs_no_pretrained_file(given, classifier, tmp_path):
     assert typed(evaluate, f"ckpt={tmp_path / 'last.ckpt'}", *asked) == 0
 
 
+def test_a_requeued_run_resumes_with_the_command_it_was_started_with(given, classifier, trained, tmp_path, capfd):
+    """scripts/train.sbatch adds ckpt and resume=true to it; the checkpoint has the weights, whatever `pretrained` says."""
+    both = [f"pretrained={classifier}/last.ckpt", f"ckpt={trained['coco']}/last.ckpt"]
+    assert typed(train, *given["coco"], *both, "epochs=2", "resume=true", f"hydra.run.dir={tmp_path / 'resumed'}") == 0
+    assert "pretrained:" not in capfd.readouterr().out
+    assert content(tmp_path / "resumed" / "last.ckpt")["global_step"] == 2 * STEPS
+    assert typed(train, *given["coco"], *both, f"hydra.run.dir={tmp_path / 'both'}") == 2
+    assert "ckpt and pretrained both give weights" in the_error(capfd.readouterr().err)
+
+
 def cut_json(root):
     file = root / "annotations/instances_train2017.json"
     file.write_bytes(file.read_bytes()[:5000])
